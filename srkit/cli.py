@@ -1,0 +1,188 @@
+"""The command line: `srkit run`, `status`, `doctor`, `figures`, `report`. Thin; see the modules.
+
+`run` executes the numbered notebooks with papermill, in order, and skips those whose steps are
+all finished. Executed copies go into the study.
+
+    srkit run --preset tiny --study runs/try
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from srkit.config import SrkitError
+from srkit.plan import PAPER_ARM, notebooks
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A reproducible study of Self-Rewarding Language Models, as numbered notebooks.",
+)
+StudyArgument = Annotated[Path, typer.Argument(help="The study's folder, e.g. runs/first.")]
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/first"),
+    preset: Annotated[str, typer.Option(help="Settings of a new study: tiny, cpu, ...")] = "",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, e.g. dpo.beta=0.2. Repeatable.")
+    ] = None,
+    arm: Annotated[str, typer.Option(help="Arms, separated by commas.")] = PAPER_ARM,
+    iterations: Annotated[int | None, typer.Option(help="2: M1 to M3.")] = None,
+    only: Annotated[str, typer.Option(help="Only notebooks whose name starts so, e.g. 04.")] = "",
+    change: Annotated[bool, typer.Option(help="Let new settings replace the study's own.")] = False,
+) -> None:
+    """Run the series of notebooks, or what is missing of it."""
+    from srkit.study import Study
+
+    overrides = [*(set_ or []), *([f"iterations={iterations}"] if iterations else [])]
+    quoted = " ".join(_quote(word) for word in overrides)
+    for name in arm.split(","):
+        opened = Study.open(study, preset, quoted, name.strip(), change)
+    runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
+    if not runs:
+        raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
+    typer.echo(f"Study {opened.path}, preset {opened.config.preset}, {len(runs)} notebooks.")
+    executed = sum(_run_notebook(opened, name) for name in runs)
+    if not executed:
+        typer.echo("Everything was finished already: no model was loaded, nothing was made again.")
+    typer.echo(_closing(opened.path))
+
+
+def _quote(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _run_notebook(study, name: str) -> bool:
+    """Execute one notebook unless its work is done; whether it ran."""
+    base, _, which = name.partition("-")
+    source = NOTEBOOKS / f"{base}.ipynb"
+    state = study.notebook_state(name, source)
+    if state == "done":
+        typer.echo(f"  {name}: done")
+        return False
+    typer.echo(f"  {name}: running ({state})")
+    parameters: dict[str, str | int] = {"study": str(study.path.resolve())}
+    if which:
+        arm, _, iteration = which.rpartition("-")
+        parameters |= {"arm": arm, "iteration": int(iteration)}
+    began = time.monotonic()
+    _execute(source, study.path / "notebooks" / f"{name}.ipynb", parameters)
+    study.record_notebook(name, source, time.monotonic() - began)
+    typer.echo(f"  {name}: finished in {time.monotonic() - began:.0f} s")
+    return True
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> None:
+    """Run a notebook with papermill; an error inside becomes one paragraph.
+
+    Raises: SrkitError with the notebook's own message.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            cwd=str(NOTEBOOKS),
+        )
+    except PapermillExecutionError as error:
+        what = "" if error.ename == "SrkitError" else f" ({error.ename})"
+        raise SrkitError(
+            f"{source.stem} stopped{what}: {error.evalue}\nThe executed copy is {target}. What was "
+            "made is kept; the same command goes on from there."
+        ) from None
+
+
+def _closing(path: Path) -> str:
+    figures = sorted((path / "figures").glob("*.png"))
+    lines = [f"Figures ({len(figures)}, each as png, svg, pdf and csv):"]
+    lines += [f"  {figure}" for figure in figures]
+    report = path / "report.html"
+    return "\n".join([*lines, f"Report: {report}" if report.exists() else "Report: not made yet"])
+
+
+@app.command()
+def status(
+    study: StudyArgument,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON, with all hashes.")] = False,
+) -> None:
+    """List every step of a study: its state, rows, seconds and hashes."""
+    from srkit.study import Study
+
+    opened = Study.open(study)
+    records, states = opened.records(), opened.states()
+    steps = [{"step": n, "state": s, **_record(records.get(n))} for n, s in states.items()]
+    if json_:
+        typer.echo(json.dumps({"study": str(opened.path), "steps": steps}, indent=1))
+        return
+    for step in steps:
+        rows = "" if step.get("rows") is None else f"{step['rows']} rows"
+        seconds = "" if step.get("seconds") is None else f"{step['seconds']:.1f} s"
+        sha = next(iter(step.get("outputs", {}).values()), "")[:12]
+        typer.echo(f"{step['step']:<40} {rows:>10} {seconds:>10}  {sha:<12}  {step['state']}")
+
+
+def _record(record: dict | None) -> dict:
+    names = ("rows", "seconds", "tokens", "outputs", "inputs", "peak_memory_mb", "made_at")
+    return {name: (record or {}).get(name) for name in names if record}
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: packages, memory, GPU, the embedded model, the Jupyter kernel."""
+    from srkit.doctor import findings
+
+    found = findings()
+    for good, text in found:
+        typer.echo(f"{'ok  ' if good else 'MISS'}  {text}")
+    raise typer.Exit(0 if all(good for good, _ in found) else 1)
+
+
+@app.command()
+def figures(study: StudyArgument) -> None:
+    """Draw all figures of a study again, from its tables alone."""
+    from srkit.report import draw_figures
+    from srkit.study import Study
+
+    for stem in draw_figures(Study.open(study)):
+        typer.echo(f"{stem}.png .svg .pdf .csv")
+
+
+@app.command()
+def report(study: StudyArgument) -> None:
+    """Write the study's report.html again, from its tables and figures."""
+    from srkit.report import make_report
+    from srkit.study import Study
+
+    typer.echo(make_report(Study.open(study)))
+
+
+def main() -> None:
+    """Run the command line; errors of the kit are one paragraph and exit code 1."""
+    try:
+        app()
+    except SrkitError as error:
+        typer.echo(f"srkit: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

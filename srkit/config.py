@@ -1,0 +1,339 @@
+"""One typed configuration: sections, presets, overrides, and errors that help.
+
+A study's settings are one frozen `Config`. They come from a preset (a YAML file in `presets/`) and
+overrides (`"dpo.beta=0.2 judge.samples=5"`), and are stored, resolved, in the study's `study.yaml`.
+An arm is a named set of overrides (`ARMS`), so that comparing arms is comparing rows.
+
+Surprising decisions: values of overrides arrive as text and take the type of their field, so that
+`5e-7` is a number and `"false"` is never a true boolean; every unknown name is an error that names
+the nearest legal one; the paper's own numbers are the defaults, and presets state what they change.
+
+    python -c "from srkit.config import resolve; print(resolve('cpu', 'dpo.beta=0.2').dpo)"
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import shlex
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+
+class SrkitError(ValueError):
+    """What a user can put right: says what is wrong, where, what is legal and what to do next."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Let IPython show the message alone; a stack trace would bury it."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown fields are errors, values are checked and then frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which model is M0, and how it is held in memory and adapted."""
+
+    name: str = Field("smollm2-135m", description="hub id, folder, .gguf file, smollm2-135m, tiny")
+    quantization: Literal["none", "nf4"] = Field("none", description="nf4: QLoRA, for GPUs")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="the paper's dropout is 0.1")
+    lora_targets: Literal["all-linear"] | list[str] = "all-linear"
+    cache: str = Field("data/models", description="where the embedded default is unpacked")
+
+
+class Seed(Section):
+    """The data that everything starts from (paper sections 2.1 and 3.1.1)."""
+
+    source: str = Field("kit", description="kit, a hub id, or a file of Open Assistant messages")
+    ift: PositiveInt = Field(3200, description="instruction fine-tuning rows at most")
+    eft_prompts: PositiveInt = Field(600, description="prompts with ranked responses for M1's EFT")
+    eval_prompts: PositiveInt = Field(190, description="held-out prompts with ranked responses")
+    test_prompts: PositiveInt = Field(256, description="prompts for head-to-head comparisons")
+    max_words: PositiveInt = Field(1000, description="longer prompts or responses are left out")
+
+
+class Training(Section):
+    """What SFT and DPO have in common; a batch is counted in examples or pairs."""
+
+    epochs: float = Field(3, gt=0)
+    learning_rate: float = Field(gt=0, lt=1)
+    final_learning_rate_ratio: float = Field(ge=0, le=1, description="of the cosine decay")
+    batch_size: PositiveInt = Field(16, description="effective: the same on every machine")
+    micro_batch: PositiveInt = Field(1, description="per step on the device; divides batch_size")
+    max_tokens: PositiveInt = Field(2048, description="longer examples are left out and counted")
+    warmup_steps: int = Field(0, ge=0)
+    optimizer: Literal["auto", "adamw_torch", "paged_adamw_8bit"] = "auto"
+    gradient_checkpointing: bool = False
+    save_steps: PositiveInt = Field(50, description="checkpoint interval: what a kill can lose")
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Training:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch must divide batch_size ({self.batch_size})")
+        return self
+
+
+class Sft(Training):
+    """Seed fine-tuning: the SFT baseline on IFT, M1 on IFT + EFT (paper section 3.1.2)."""
+
+    learning_rate: float = Field(5.5e-6, gt=0, lt=1)
+    final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="5.5e-6 to 1.1e-6")
+    eft_targets: Literal["reference", "self", "rank"] = Field(
+        "self",
+        description="self: the baseline writes them, kept where its order is the human order "
+        "(the paper); reference: the seed's own judgements; rank: a score from the rank, no text",
+    )
+    eft_samples: PositiveInt = Field(1, description="judgements drawn per response for `self`")
+    eft_modal_share: float = Field(0.4, gt=0, le=1, description="most common score is thinned to")
+
+
+class Instruct(Section):
+    """New prompts by few-shot prompting (paper section 3.1.3; filters of Self-Instruct)."""
+
+    prompts: PositiveInt = Field(5000, description="new prompts per iteration")
+    writer: Literal["M0", "current"] = Field("M0", description="the paper's is fixed, not M_t")
+    seed_shots: PositiveInt = 6
+    generated_shots: int = Field(2, ge=0)
+    temperature: float = Field(0.6, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: PositiveInt = Field(256, description="per list of new tasks")
+    max_rouge: float = Field(0.7, gt=0, le=1, description="ROUGE-L F1 with any earlier prompt")
+    min_words: PositiveInt = Field(4, description="Self-Instruct drops 3 words and fewer")
+    max_words: PositiveInt = 150
+    keep_unfinished: bool = Field(False, description="for models that never end a request")
+    lists_per_round: PositiveInt = Field(8, description="few-shot lists asked for at once")
+    max_rounds: PositiveInt = Field(2000, description="then the step stops with what it has")
+
+
+class Candidates(Section):
+    """N responses per prompt from M_t."""
+
+    n: int = Field(4, ge=2)
+    temperature: float = Field(0.7, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: PositiveInt = 1024
+    chunk: PositiveInt = Field(16, description="prompts per write; what an interruption repeats")
+
+
+class Judge(Section):
+    """M_t as the judge: K judgements per response, score = mean of those that parse."""
+
+    source: Literal["model", "random"] = Field("model", description="random: negative control")
+    rubric: Literal["additive", "multiple_choice"] = "additive"
+    method: Literal["sampled", "expected"] = Field(
+        "sampled", description="expected: mean score under the score token's probabilities"
+    )
+    samples: PositiveInt = Field(3, description="K; an expected score needs one")
+    temperature: float = Field(0.7, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: PositiveInt = 256
+    chunk: PositiveInt = Field(32, description="responses per write")
+    min_parse_rate: float = Field(0.5, ge=0, le=1, description="below: the judge is unhealthy")
+    max_modal_share: float = Field(0.9, ge=0, le=1, description="above: it always says the same")
+    max_tie_rate: float = Field(0.9, ge=0, le=1, description="above: few pairs will be left")
+    when_unhealthy: Literal["warn", "stop"] = "warn"
+
+
+class Pairs(Section):
+    """Preference pairs: best against worst score of a prompt, ties dropped."""
+
+    min_gap: float = Field(0.0, ge=0, description="chosen - rejected must exceed this")
+    min_pairs: PositiveInt = Field(16, description="fewer: the iteration stops and says why")
+
+
+class Dpo(Training):
+    """Direct preference optimisation from M_t, reference M_t (paper section 3.1.2)."""
+
+    epochs: float = Field(1, gt=0)
+    learning_rate: float = Field(1e-6, gt=0, lt=1)
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="1e-6 to 1e-7")
+    beta: float = Field(0.1, gt=0)
+
+
+class Eval(Section):
+    """Measurements after each model: held-out judging, test responses, comparisons."""
+
+    judge_samples: PositiveInt = Field(3, description="K on the held-out rankings")
+    temperature: float = Field(0.7, ge=0, description="of test responses; 0 is greedy")
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: PositiveInt = 1024
+    compared_prompts: PositiveInt = Field(256, description="test prompts in head-to-head")
+    referee: Literal["M0", "baseline", "M1"] = Field("M1", description="who compares responses")
+    resamples: PositiveInt = Field(2000, description="bootstrap resamples, by prompt")
+
+
+class Config(Section):
+    """All settings of a study. `preset` only records where they came from."""
+
+    preset: str = "paper"
+    random_seed: int = Field(0, ge=0)
+    iterations: PositiveInt = Field(2, description="2: M1 to M3")
+    start: Literal["M1", "baseline"] = Field("M1", description="baseline: no EFT (App. A.3)")
+    model: Model = Model()
+    seed: Seed = Seed()
+    sft: Sft = Sft()
+    instruct: Instruct = Instruct()
+    candidates: Candidates = Candidates()
+    judge: Judge = Judge()
+    pairs: Pairs = Pairs()
+    dpo: Dpo = Dpo()
+    eval: Eval = Eval()
+
+    def for_arm(self, arm: str) -> Config:
+        """The settings of one arm: these, with the arm's overrides on top."""
+        if arm not in ARMS:
+            raise SrkitError(f"There is no arm {arm!r}. {legal_names(arm, ARMS)}")
+        return build({**self.model_dump()}, ARMS[arm], f"arm {arm}") if ARMS[arm] else self
+
+    def digest(self, *names: str) -> str:
+        """Hash of the named sections or fields and the random seed: what makes a step stale."""
+        part = {n: self.model_dump(mode="json")[n] for n in sorted({"random_seed", *names})}
+        if "model" in part:
+            del part["model"]["cache"]
+        return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+
+
+ARMS: dict[str, dict[str, str]] = {
+    "self-rewarding": {},
+    "ift-only": {"start": "baseline"},
+    "random-judge": {"judge.source": "random"},
+}
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship, smallest machine first."""
+    order = ["tiny", "cpu", "gpu-8gb", "gpu-12gb", "gpu-16gb", "gpu-24gb", "gpu-80gb", "paper"]
+    here = {
+        p.name[:-5]
+        for p in resources.files("srkit").joinpath("presets").iterdir()
+        if _is_yaml(p.name)
+    }
+    return [n for n in order if n in here] + sorted(here - set(order))
+
+
+def resolve(preset: str, overrides: str = "") -> Config:
+    """A preset with overrides on top.
+
+    Raises: SrkitError on an unknown preset, an unknown field, or an illegal value.
+    """
+    if preset not in presets():
+        raise SrkitError(f"There is no preset {preset!r}. {legal_names(preset, presets())}")
+    text = (
+        resources.files("srkit").joinpath("presets").joinpath(f"{preset}.yaml").read_text("utf-8")
+    )
+    return build({**yaml.safe_load(text), "preset": preset}, parse_overrides(overrides), preset)
+
+
+def parse_overrides(text: str) -> dict[str, str]:
+    """`"dpo.beta=0.2 judge.samples=5"` as a dict; later entries win."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise SrkitError(f"The overrides {text!r} have an open quote ({error}).") from None
+    for word in words:
+        if "=" not in word or word.startswith("="):
+            raise SrkitError(
+                f"The override {word!r} is not of the form section.field=value, "
+                'for example "dpo.beta=0.2 judge.samples=5".'
+            )
+    return dict(word.split("=", 1) for word in words)
+
+
+def build(values: dict[str, Any], overrides: dict[str, str], where: str) -> Config:
+    """Apply overrides to nested values and validate; errors speak of `where`."""
+    merged = json.loads(json.dumps(values))
+    for dotted, value in overrides.items():
+        _check_name(dotted)
+        *sections, field = dotted.split(".")
+        target = merged
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[field] = _parse_list(value)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise SrkitError(_explain(error, where)) from None
+
+
+def fields() -> dict[str, Any]:
+    """Every legal dotted name with its pydantic field (sections themselves left out)."""
+    found: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= {f"{name}.{f}": info for f, info in field.annotation.model_fields.items()}
+        else:
+            found[name] = field
+    return found
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Lines such as `dpo.beta: 0.1 -> 0.2` for every field that differs (preset left out)."""
+
+    def flat(config: Config) -> dict[str, Any]:
+        dump = config.model_dump(mode="json")
+        return {n: dump[n.split(".")[0]][n.split(".")[1]] if "." in n else dump[n] for n in names}
+
+    names = [n for n in fields() if n != "preset"]
+    a, b = flat(old), flat(new)
+    return [f"{n}: {a[n]} -> {b[n]}" for n in names if a[n] != b[n]]
+
+
+def legal_names(name: str, legal: Any) -> str:
+    """`Did you mean 'x'? Legal are: ...` for a name that is not in `legal`."""
+    near = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.5)
+    guess = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{guess}Legal are: {', '.join(legal)}."
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith(".yaml")
+
+
+def _parse_list(value: str) -> str | list[str]:
+    """`[a,b]` becomes a list; everything else stays text and takes its field's type."""
+    if value.startswith("[") and value.endswith("]"):
+        return [item.strip() for item in value[1:-1].split(",") if item.strip()]
+    return value
+
+
+def _check_name(dotted: str) -> None:
+    legal = fields()
+    if dotted in legal:
+        return
+    section, _, field = dotted.partition(".")
+    inside = [n for n in legal if n.startswith(f"{section}.")]
+    if inside and field:
+        hint = legal_names(field, [n.split(".")[1] for n in inside])
+        raise SrkitError(f"There is no setting {field!r} in section {section!r}. {hint}")
+    near = difflib.get_close_matches(dotted, list(legal), n=3, cutoff=0.4)
+    guess = f"Near it: {', '.join(near)}. " if near else ""
+    sections = ", ".join(dict.fromkeys(n.split(".")[0] for n in legal))
+    raise SrkitError(f"There is no setting {dotted!r}. {guess}Sections and settings: {sections}.")
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """One sentence per problem: field, value, what is legal, nearest spelling."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("list["))
+        if problem["type"] == "extra_forbidden":
+            *sections, field = name.split(".")
+            prefix = ".".join(sections) + "." if sections else ""
+            names = [n[len(prefix) :] for n in fields() if n.startswith(prefix)]
+            lines.append(f"unknown setting {name!r}. {legal_names(field, names)}")
+            continue
+        field = fields().get(name)
+        reason = f" ({field.description})" if field is not None and field.description else ""
+        lines.append(f"{name or 'settings'} = {problem['input']!r}: {problem['msg']}{reason}.")
+    return f"Bad settings in {where}: " + " ".join(lines)

@@ -1,0 +1,332 @@
+"""The model as a judge: EFT targets, judgements of candidates and of held-out rankings, health.
+
+A judgement is a rationale and a last line `Score: n` (paper section 2.2 and Figure 2), drawn K
+times; a response's score is the mean of those that parse. The method `expected` asks instead for
+the score token's probabilities after a forced "Score:" and takes their mean: no rationale, one
+prefill, never unparsable (as d-RLAIF, arXiv 2309.00267, and G-Eval, arXiv 2303.16634).
+
+Surprising decision: what does not parse has the score None. It is counted, never a number, and
+so can never become the rejected response.
+
+    python -c "from srkit.judge import rank_score; print([rank_score(r, 3) for r in range(3)])"
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from srkit.config import Config, Judge, SrkitError
+from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
+from srkit.study import Row, Study, derive_seed, kept
+
+# --- EFT targets: what M1 learns to write --------------------------------------------------------
+
+
+def rank_score(rank: int, ranks: int, rubric: str = "additive") -> int:
+    """A score from a human rank: ranks 0 .. ranks-1 spread evenly from the top to 1."""
+    top = SCALES[rubric][1]
+    return top if ranks < 2 else round(top - rank * (top - 1) / (ranks - 1))
+
+
+def agrees(scores: Sequence[float | None], ranks: Sequence[int]) -> bool:
+    """Whether all scores are there and order the responses strictly as the ranks do."""
+    if any(score is None for score in scores):
+        return False
+    by_rank = [s for _, s in sorted(zip(ranks, scores, strict=True), key=lambda pair: pair[0])]
+    return all(better > worse for better, worse in zip(by_rank, by_rank[1:], strict=False))
+
+
+def thin_most_common(rows: list[Row], share: float, seed: int) -> None:
+    """Mark rows of the most common score as dropped until its share of the kept is `share`.
+
+    The paper discards part of the examples with the most common score (section 3.1.1); how many
+    is not stated there.
+    """
+    used = kept(rows)
+    if not used:
+        return
+    score, most = Counter(row["score"] for row in used).most_common(1)[0]
+    others = len(used) - most
+    allowed = max(int(share * others / (1 - share)), 1) if share < 1 and others else most
+    common = [row for row in used if row["score"] == score]
+    for row in random.Random(seed).sample(common, max(most - allowed, 0)):
+        row["dropped"] = "most common score thinned"
+
+
+def targets_from_reference(prompt: list[Row], rubric: str) -> list[Row]:
+    """The seed's own judgements, as targets.
+
+    Raises: SrkitError if a row has none.
+    """
+    if any(row["score"] is None for row in prompt):
+        raise SrkitError(
+            f"The ranked responses to {prompt[0]['prompt_id']} have no reference judgements "
+            "(Open Assistant has none). Set sft.eft_targets=self, as in the paper, or =rank."
+        )
+    low = SCALES[rubric][0]
+    return [_target(row, max(row["score"], low), row["rationale"]) for row in prompt]
+
+
+def targets_from_ranks(prompt: list[Row], rubric: str) -> list[Row]:
+    """Scores spread evenly over the human ranks, without a rationale."""
+    return [_target(row, rank_score(row["rank"], len(prompt), rubric), None) for row in prompt]
+
+
+def targets_from_judgements(prompt: list[Row], judgements: dict[str, list[Row]]) -> list[Row]:
+    """The baseline's own judgements where one draw orders all responses as the humans did.
+
+    `judgements` are K rows by response id. The paper accepts a judgement only if its order agrees
+    with the human ranking; whether of the whole prompt is not stated, and here it is.
+    """
+    ranks = [row["rank"] for row in prompt]
+    draws = list(zip(*(judgements[row["id"]] for row in prompt), strict=True))
+    for draw in draws:
+        if agrees([judgement["score"] for judgement in draw], ranks):
+            pairs = zip(prompt, draw, strict=True)
+            return [_target(r, j["score"], None) | {"target": j["text"].strip()} for r, j in pairs]
+    scored = all(j["score"] is not None for j in draws[0])
+    reason = "order differs from the human order" if scored else "not parsable"
+    return [_target(row, None, None) | {"dropped": reason} for row in prompt]
+
+
+def _target(row: Row, score: float | None, rationale: str | None) -> Row:
+    target = None if score is None else judgement_text(rationale, score)
+    base = {name: row[name] for name in ("id", "prompt_id", "prompt", "response", "rank")}
+    return {**base, "score": score, "target": target, "dropped": None}
+
+
+def make_eft_targets(study: Study) -> list[Row]:
+    """Step `seed/eft_targets`: for every ranked training response the judgement that M1 learns.
+
+    Rows that a filter dropped carry the reason: the survival report is a count of them. With
+    `sft.eft_targets=self` the baseline judges first (step `baseline/eft_judgements`).
+    Raises: SrkitError if no row is left, or there are no reference judgements to take.
+    """
+    config, name = study.config, "seed/eft_targets"
+    ranked = study.read("seed/eft")
+    source, rubric = config.sft.eft_targets, config.judge.rubric
+    own: dict[str, list[Row]] = defaultdict(list)
+    if source == "self":
+        step = "baseline/eft_judgements"
+        for row in judge_responses(study, step, "baseline", ranked, config.sft.eft_samples):
+            own[row["response_id"]].append(row)
+
+    def targets(prompts: Sequence[list[Row]], _: list[Row]) -> list[Row]:
+        make = {
+            "reference": lambda prompt: targets_from_reference(prompt, rubric),
+            "rank": lambda prompt: targets_from_ranks(prompt, rubric),
+            "self": lambda prompt: targets_from_judgements(prompt, own),
+        }[source]
+        rows = [row for prompt in prompts for row in make(prompt)]
+        thin_most_common(rows, config.sft.eft_modal_share, derive_seed(config.random_seed, name))
+        return rows
+
+    by_prompt = list(_by(ranked, "prompt_id").values())
+    rows = study.make_table(name, by_prompt, targets, chunk=len(by_prompt))
+    if not kept(rows):
+        raise SrkitError(
+            f"No EFT target is left of {len(rows)}: {survival(rows)}. The baseline cannot judge in "
+            "the form asked for; raise sft.eft_samples, use a larger model, or set "
+            "sft.eft_targets=rank (or =reference with the kit's seed)."
+        )
+    return rows
+
+
+def survival(rows: list[Row]) -> dict[str, int]:
+    """How many rows each filter dropped, by reason, and how many are `kept`."""
+    return dict(Counter(row["dropped"] or "kept" for row in rows))
+
+
+# --- judging -------------------------------------------------------------------------------------
+
+
+def judge_responses(
+    study: Study, step: str, model: str, responses: list[Row], samples: int | None = None
+) -> list[Row]:
+    """Make a judgements table: K rows per response, in order.
+
+    `responses` have `id, prompt_id, prompt` and the text as `response` or `text`; `model` is the
+    judge's name in the study. The settings are those of the step's arm.
+    """
+    config = study.settings(study.step(step))
+    settings = config.judge
+    draws = {"random": _random_scores, "expected": _expected_scores, "sampled": _sampled_scores}
+    method = "random" if settings.source == "random" and "/iter-" in step else settings.method
+    count = 1 if method == "expected" else samples or settings.samples
+
+    def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
+        seeds = [
+            [derive_seed(config.random_seed, step, r["id"], k) for k in range(count)] for r in part
+        ]
+        drawn = draws[method](study, model, part, seeds, settings)
+        return [
+            {
+                "id": f"{row['id']}@{k}",
+                "response_id": row["id"],
+                "prompt_id": row["prompt_id"],
+                "sample": k,
+                **judgement,
+            }
+            for row, judgements in zip(part, drawn, strict=True)
+            for k, judgement in enumerate(judgements)
+        ]
+
+    return study.make_table(step, responses, work, chunk=settings.chunk)
+
+
+def _prompts(part: Sequence[Row], settings: Judge) -> list:
+    return [
+        judge_prompt(settings.rubric, row["prompt"], row.get("response", row.get("text")))
+        for row in part
+    ]
+
+
+def _sampled_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
+    from srkit.generate import Sampling, sample
+    from srkit.models import open_policy
+
+    sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, SCORE_STOP)
+    prompts = _prompts(part, settings)
+    drawn = sample(open_policy(study, model), prompts, len(seeds[0]), sampling, seeds)
+    return [
+        [
+            {
+                "text": c.text,
+                "score": parse_score(c.text, settings.rubric),
+                "tokens": c.tokens,
+                "truncated": c.truncated,
+            }
+            for c in completions
+        ]
+        for completions in drawn
+    ]
+
+
+def _expected_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
+    from srkit.generate import score_options
+    from srkit.models import open_policy
+
+    low, high = SCALES[settings.rubric]
+    values = np.arange(low, high + 1)
+    forced = {"role": "assistant", "content": "Score:"}
+    prompts = [[*prompt, forced] for prompt in _prompts(part, settings)]
+    logs = score_options(open_policy(study, model), prompts, [f" {v}" for v in values])
+    weights = np.exp(logs - logs.max(axis=1, keepdims=True))  # (responses, scores)
+    expected = (weights * values).sum(axis=1) / weights.sum(axis=1)
+    return [
+        [{"text": None, "score": round(float(e), 6), "tokens": 0, "truncated": False}]
+        for e in expected
+    ]
+
+
+def _random_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
+    low, high = SCALES[settings.rubric]
+    empty = {"text": None, "tokens": 0, "truncated": False}
+    return [
+        [{**empty, "score": float(random.Random(seed).randint(low, high))} for seed in row]
+        for row in seeds
+    ]
+
+
+def judge_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
+    """Step `<arm>/iter-<t>/judgements`: M_t judges its own candidates."""
+    folder = f"{arm}/iter-{iteration}"
+    policy = study.policy_before(arm, iteration)
+    return judge_responses(
+        study, f"{folder}/judgements", policy, study.read(f"{folder}/candidates")
+    )
+
+
+def judge_held_out(study: Study, model: str) -> list[Row]:
+    """Step `<model>/judgements`: the model judges the held-out ranked responses."""
+    samples = study.config.eval.judge_samples
+    return judge_responses(
+        study, f"{model}/judgements", model, study.read("seed/eft_eval"), samples
+    )
+
+
+# --- scores and health ---------------------------------------------------------------------------
+
+
+def mean_scores(judgements: list[Row]) -> dict[str, float | None]:
+    """Mean of the parsable scores by response id; None where none parses."""
+    scores = {
+        response: [row["score"] for row in rows if row["score"] is not None]
+        for response, rows in _by(judgements, "response_id").items()
+    }
+    return {response: sum(s) / len(s) if s else None for response, s in scores.items()}
+
+
+def judge_health(judgements: list[Row]) -> Row:
+    """How usable a judge is, from its judgements alone.
+
+    `parse_rate`: share of judgements with a score. `histogram`: counts by score, rounded to whole
+    scores. `modal_share`: share of the most common one. `tie_rate`: share of prompts (with two or
+    more scored responses) whose best and worst mean score are equal. `mean`, `truncated`: shares.
+    """
+    scores = [row["score"] for row in judgements if row["score"] is not None]
+    histogram = Counter(round(score) for score in scores)
+    means = mean_scores(judgements)
+    prompts = [
+        [m for r in {row["response_id"] for row in rows} if (m := means[r]) is not None]
+        for rows in _by(judgements, "prompt_id").values()
+    ]
+    several = [scored for scored in prompts if len(scored) >= 2]
+    n = max(len(judgements), 1)
+    return {
+        "judgements": len(judgements),
+        "parse_rate": len(scores) / n,
+        "mean": sum(scores) / len(scores) if scores else None,
+        "histogram": {str(k): histogram[k] for k in sorted(histogram)},
+        "modal_share": max(histogram.values()) / len(scores) if scores else None,
+        "prompts": len(several),
+        "tie_rate": sum(max(s) == min(s) for s in several) / len(several) if several else None,
+        "truncated": sum(bool(row["truncated"]) for row in judgements) / n,
+    }
+
+
+def health_warnings(health: Row, settings: Judge) -> list[str]:
+    """What is wrong with a judge, by the limits of the settings; empty if nothing is."""
+    found = []
+    if health["parse_rate"] < settings.min_parse_rate:
+        found.append(
+            f"only {health['parse_rate']:.0%} of its judgements end with a score "
+            f"(judge.min_parse_rate = {settings.min_parse_rate:.0%})"
+        )
+    if (health["modal_share"] or 0) > settings.max_modal_share:
+        found.append(
+            f"{health['modal_share']:.0%} of its scores are the same "
+            f"(judge.max_modal_share = {settings.max_modal_share:.0%})"
+        )
+    if (health["tie_rate"] or 0) > settings.max_tie_rate:
+        found.append(
+            f"it ties best and worst on {health['tie_rate']:.0%} of the prompts "
+            f"(judge.max_tie_rate = {settings.max_tie_rate:.0%})"
+        )
+    return found
+
+
+def check_health(judgements: list[Row], config: Config, where: str) -> list[str]:
+    """Warnings about a judge.
+
+    Raises: SrkitError instead, where `judge.when_unhealthy` is `stop`.
+    """
+    found = health_warnings(judge_health(judgements), config.judge)
+    if found and config.judge.when_unhealthy == "stop":
+        raise SrkitError(
+            f"The judge of {where} is unhealthy: {'; '.join(found)}. Read some of its judgements. "
+            "More EFT rows, a larger model or judge.method=expected may help; "
+            "judge.when_unhealthy=warn goes on all the same."
+        )
+    return found
+
+
+def _by(rows: list[Row], key: str) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row[key]].append(row)
+    return groups

@@ -1,0 +1,99 @@
+"""What every notebook of the series begins and ends with.
+
+`begin` checks the parameters (papermill only warns about unknown ones and passes text for
+booleans), finds the project's root, and opens the study; `finish` writes the notebook's numbers.
+
+Surprising decision: relative paths mean the same in JupyterLab, whose kernels start in
+`notebooks/`, and in a batch run: `begin` changes to the project's root.
+
+    python -c "from srkit.notebook import begin; print(begin('runs/first').states())"
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from srkit.config import SrkitError, legal_names, presets
+from srkit.plan import PAPER_ARM
+from srkit.study import Study, write_atomically
+
+PARAMETERS = ("study", "preset", "arm", "iteration", "overrides")
+
+
+def begin(
+    study: str,
+    preset: str = "",
+    overrides: str = "",
+    arm: str = PAPER_ARM,
+    iteration: int | None = None,
+) -> Study:
+    """Open the study of a notebook after checking its parameters.
+
+    Raises: SrkitError naming the parameter, its value and what is legal.
+    """
+    texts = {"study": study, "preset": preset, "arm": arm, "overrides": overrides}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise SrkitError(f"The parameter {name} is {value!r}; it must be text.")
+    if not study:
+        raise SrkitError("The parameter study is empty; it is a folder such as runs/first.")
+    if preset and preset not in presets():
+        raise SrkitError(f"There is no preset {preset!r}. {legal_names(preset, presets())}")
+    _check_injected(("study", "preset", "overrides") if iteration is None else PARAMETERS)
+    _go_to_root()
+    opened = Study.open(study, preset, overrides, arm)
+    if iteration is not None:
+        _check_iteration(iteration, opened)
+    return opened
+
+
+def finish(study: Study, name: str, numbers: dict[str, Any]) -> None:
+    """Write a notebook's numbers to `metrics/<name>.json`."""
+    text = json.dumps({"notebook": name, **numbers}, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(study.path / "metrics" / f"{name}.json", text)
+
+
+def _check_iteration(iteration: Any, study: Study) -> None:
+    last = study.config.iterations
+    if isinstance(iteration, bool) or not isinstance(iteration, int):
+        raise SrkitError(f"The parameter iteration is {iteration!r}; it must be a whole number.")
+    if not 1 <= iteration <= last:
+        raise SrkitError(
+            f"The parameter iteration is {iteration}; this study has iterations 1 to {last}. "
+            "Another number of iterations is a setting: iterations=3."
+        )
+
+
+def _check_injected(legal: tuple[str, ...]) -> None:
+    """Refuse names that papermill injected but the notebook does not know."""
+    for cell in _cells_run():
+        if not cell.startswith("# Parameters"):
+            continue
+        for node in ast.parse(cell).body:
+            for target in getattr(node, "targets", []):
+                if isinstance(target, ast.Name) and target.id not in legal:
+                    raise SrkitError(
+                        f"This notebook has no parameter {target.id!r}. "
+                        f"{legal_names(target.id, legal)} Settings go into overrides, for "
+                        'example overrides="dpo.beta=0.2 judge.samples=5".'
+                    )
+
+
+def _cells_run() -> list[str]:
+    """Sources of the cells that this kernel ran; none outside IPython."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return []
+    shell = get_ipython()
+    return list(shell.user_ns.get("In", [])) if shell else []
+
+
+def _go_to_root() -> None:
+    here = Path.cwd()
+    if here.name == "notebooks" and (here.parent / "pyproject.toml").exists():
+        os.chdir(here.parent)

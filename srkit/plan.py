@@ -1,0 +1,159 @@
+"""The study as a graph of steps: what each one makes, from what, with which settings, in which notebook.
+
+This list is the one place that knows the order of the series. `Study` uses it to decide what is
+finished and what is stale, the CLI to decide which notebook to run, errors to say which notebook
+to run first, and `srkit status` to list everything.
+
+A step's name is the path of what it makes, without its ending. Paper section 2.4 gives the order.
+
+    python -c "from srkit import plan, config; print(*plan.plan(config.resolve('tiny')), sep='\\n')"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from srkit.config import Config
+
+ADAPTER_FILES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "fingerprint.json",
+    "training.jsonl",
+)
+PAPER_ARM = "self-rewarding"
+SEED_MODELS = ("baseline", "M1")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that a study makes. `inputs` are names of steps, `settings` of config sections."""
+
+    name: str
+    inputs: tuple[str, ...]
+    settings: tuple[str, ...]
+    notebook: str
+    outputs: tuple[str, ...]  # files, relative to the study
+    arm: str = PAPER_ARM  # whose settings apply
+
+
+def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
+    """All steps of a study with these arms, in an order that respects their inputs."""
+    steps = [*_seed(config), *_model_measures("baseline", (), config, PAPER_ARM, "03_judge")]
+    steps += _model_measures("M1", ("baseline",), config, PAPER_ARM, "03_judge")
+    for arm in arms:
+        steps += _arm(config.for_arm(arm), arm)
+    models = [m for arm in arms for m in model_names(config.for_arm(arm), arm)]
+    return [*steps, *_analyses(config, list(dict.fromkeys(models)), arms)]
+
+
+def model_names(config: Config, arm: str) -> list[str]:
+    """The trained models of an arm, in order: baseline, M1, <arm>/M2, ... (ift-only has no M1)."""
+    first = ["baseline"] if config.start == "baseline" else list(SEED_MODELS)
+    return first + [model_after(config, arm, t) for t in range(1, config.iterations + 1)]
+
+
+def model_after(config: Config, arm: str, iteration: int) -> str:
+    """Name of the model that iteration t leaves; t = 0 is where the arm starts."""
+    return f"{arm}/M{iteration + 1}" if iteration else config.start
+
+
+def notebooks(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[str]:
+    """Names of the runs of the series, in order: `04_iteration-self-rewarding-1`, ..."""
+    runs = dict.fromkeys(step.notebook for step in plan(config, arms))
+    return ["00_start_here", *runs]
+
+
+def _table(name: str, inputs: tuple[str, ...], settings: tuple[str, ...], notebook: str, **more):
+    return Step(name, inputs, settings, notebook, (f"{name}.jsonl",), **more)
+
+
+def _adapter(model: str, inputs: tuple[str, ...], settings: tuple[str, ...], notebook: str, **more):
+    name = f"{model}/adapter"
+    outputs = tuple(f"{name}/{file}" for file in ADAPTER_FILES)
+    return Step(name, inputs, ("model", *settings), notebook, outputs, **more)
+
+
+def _seed(config: Config) -> list[Step]:
+    tables = ("seed/ift", "seed/eft", "seed/eft_eval", "seed/test_prompts")
+    steps = [_table(name, (), ("seed",), "01_seed_data") for name in tables]
+    steps.append(_adapter("baseline", ("seed/ift",), ("sft",), "02_seed_sft"))
+    target_inputs = ("seed/eft",)
+    if config.sft.eft_targets == "self":
+        own = _table(
+            "baseline/eft_judgements",
+            ("baseline/adapter", "seed/eft"),
+            ("judge", "sft"),
+            "02_seed_sft",
+        )
+        steps.append(own)
+        target_inputs += (own.name,)
+    steps.append(_table("seed/eft_targets", target_inputs, ("sft", "judge"), "02_seed_sft"))
+    return [*steps, _adapter("M1", ("seed/ift", "seed/eft_targets"), ("sft",), "02_seed_sft")]
+
+
+def _model_measures(
+    model: str, rivals: tuple[str, ...], config: Config, arm: str, notebook: str
+) -> list[Step]:
+    """The model as a judge of held-out rankings, its answers to the test prompts, comparisons."""
+    adapter = f"{model}/adapter"
+    steps = [
+        _table(
+            f"{model}/judgements",
+            (adapter, "seed/eft_eval"),
+            ("judge", "eval"),
+            notebook,
+            arm=arm,
+        ),
+        _table(f"{model}/responses", (adapter, "seed/test_prompts"), ("eval",), notebook, arm=arm),
+    ]
+    if rivals:
+        answers = tuple(f"{m}/responses" for m in (model, *rivals))
+        referee = () if config.eval.referee == "M0" else (f"{config.eval.referee}/adapter",)
+        steps.append(
+            _table(f"{model}/comparisons", answers + referee, ("eval",), notebook, arm=arm)
+        )
+    return steps
+
+
+def _arm(config: Config, arm: str) -> list[Step]:
+    steps = []
+    names = model_names(config, arm)
+    for t in range(1, config.iterations + 1):
+        notebook, folder = f"04_iteration-{arm}-{t}", f"{arm}/iter-{t}"
+        policy, trained = model_after(config, arm, t - 1), model_after(config, arm, t)
+        writer = (f"{policy}/adapter",) if config.instruct.writer == "current" else ()
+        earlier = (f"{arm}/iter-{t - 1}/prompts",) if t > 1 else ()
+        rows = [
+            ("prompts", ("seed/ift", *writer, *earlier), ("model", "instruct")),
+            ("candidates", (f"{folder}/prompts", f"{policy}/adapter"), ("candidates",)),
+            ("judgements", (f"{folder}/candidates", f"{policy}/adapter"), ("judge",)),
+            ("pairs", (f"{folder}/candidates", f"{folder}/judgements"), ("pairs",)),
+        ]
+        steps += [_table(f"{folder}/{n}", i, s, notebook, arm=arm) for n, i, s in rows]
+        steps.append(
+            _adapter(trained, (f"{folder}/pairs", f"{policy}/adapter"), ("dpo",), notebook, arm=arm)
+        )
+        rivals = tuple(names[: names.index(trained)])
+        steps += _model_measures(trained, rivals, config, arm, notebook)
+    return steps
+
+
+def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
+    iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
+    judged = tuple(f"{m}/judgements" for m in models)
+    answers = tuple(f"{m}/responses" for m in models)
+    compared = tuple(f"{m}/comparisons" for m in models if m != "baseline")
+    pairs = tuple(f"{i}/pairs" for i in iterations)
+    loops = tuple(f"{i}/{n}" for i in iterations for n in ("prompts", "candidates", "judgements"))
+    metrics = [
+        ("reward_accuracy", ("seed/eft_eval", *judged), "10_reward_accuracy"),
+        ("length_drift", (*answers, *pairs), "11_length_drift"),
+        ("win_rates", (*answers, *compared), "12_win_rates"),
+    ]
+    steps = [
+        Step(f"metrics/{n}", i, ("eval",), notebook, (f"metrics/{n}.json",))
+        for n, i, notebook in metrics
+    ]
+    inputs = (*(s.name for s in steps), *loops, *pairs)
+    return [*steps, Step("report", inputs, (), "30_report", ("report.html",))]

@@ -1,0 +1,121 @@
+"""Judge, comparison and self-instruct prompts: text files, rendering, and parsing what comes back.
+
+The wording lies in `prompts/*.txt` and is the kit's own; the five criteria, their order and the
+output contract (a short rationale, then `Score: n` on the last line) are those of the paper's
+Figure 2. Put another wording there, or in a folder named by the environment variable
+SRKIT_PROMPTS, and every notebook uses it.
+
+Surprising decisions: only generated text is parsed, its last line first, so that the rubric's own
+"Score:" or one quoted from a response can never count; what does not parse is None, not a number.
+
+    python -c "from srkit.prompts import parse_score; print(parse_score('Good.\\nScore: 4'))"
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from srkit.config import SrkitError
+
+Conversation = list[dict[str, str]]
+
+SCALES = {"additive": (0, 5), "multiple_choice": (1, 5)}
+SCORE_STOP = r"(?m)^\s*[Ss]core:\s*[0-9]"
+_SCORE = re.compile(r"^\W*score\s*:\W*([0-9](?:\.[0-9]+)?)\s*(?:/\s*5|out of 5)?\W*$", re.I)
+
+
+def text(name: str) -> str:
+    """A prompt's text by file name without ending.
+
+    Raises: SrkitError if there is no such file.
+    """
+    folder = os.environ.get("SRKIT_PROMPTS")
+    file = Path(folder, f"{name}.txt") if folder else None
+    if file is not None and file.exists():
+        return file.read_text("utf-8")
+    try:
+        return resources.files("srkit").joinpath("prompts", f"{name}.txt").read_text("utf-8")
+    except FileNotFoundError:
+        raise SrkitError(f"There is no prompt file {name}.txt in srkit/prompts.") from None
+
+
+def render(name: str, **values: str) -> str:
+    """Fill a prompt's `$fields` once: dollar signs inside the values stay as they are.
+
+    Raises: SrkitError if the file lacks a field or asks for an unknown one.
+    """
+    template = Template(text(name))
+    fields = set(template.get_identifiers())
+    if fields != set(values):
+        raise SrkitError(
+            f"The prompt {name}.txt must contain exactly the fields "
+            f"{', '.join('$' + v for v in sorted(values))}; it has {sorted(fields) or 'none'}."
+        )
+    return template.substitute(values).strip()
+
+
+def user(content: str) -> Conversation:
+    """A conversation of one user message."""
+    return [{"role": "user", "content": content}]
+
+
+def judge_prompt(rubric: str, instruction: str, response: str) -> Conversation:
+    """The message that asks a model to judge one response (paper Fig. 2, or Fig. 7)."""
+    return user(render(f"judge_{rubric}", instruction=instruction, response=response))
+
+
+def compare_prompt(instruction: str, first: str, second: str) -> Conversation:
+    """The message that asks which of two responses is better; the answer A or B is forced."""
+    content = render("compare", instruction=instruction, first=first, second=second)
+    return [*user(content), {"role": "assistant", "content": "Better answer:"}]
+
+
+def judgement_text(rationale: str | None, score: float) -> str:
+    """A judgement in the form that the judge prompt asks for."""
+    line = f"Score: {score:g}"
+    return f"{rationale.strip()}\n{line}" if rationale else line
+
+
+def parse_score(judgement: str, rubric: str = "additive") -> float | None:
+    """The score in a generated judgement, or None.
+
+    The last line that is a score line counts, and nothing after it may be a score of another
+    value out of the scale: `Score: 7` is no score, not a 5.
+    """
+    low, high = SCALES[rubric]
+    for line in reversed(judgement.strip().splitlines()):
+        match = _SCORE.match(line.strip())
+        if match:
+            score = float(match[1])
+            return score if low <= score <= high else None
+    return None
+
+
+def self_instruct_prompt(shots: list[str]) -> Conversation:
+    """The few-shot list of requests; the model continues it at the next number."""
+    numbered = "\n".join(f"{i}. {one_line(shot)}" for i, shot in enumerate(shots, 1))
+    lead = text("self_instruct").strip()
+    return [
+        *user(f"{lead}\n\n{numbered}"),
+        {"role": "assistant", "content": f"{len(shots) + 1}."},
+    ]
+
+
+def parse_requests(generated: str, first_number: int, finished: bool) -> list[tuple[str, bool]]:
+    """The requests of a continued numbered list, each with whether it is finished.
+
+    Only the last request of a list that was cut at the token limit is unfinished.
+    """
+    pieces = re.split(r"(?m)^\s*\d+[.)]\s+", f"{first_number}. {generated.strip()}")
+    requests = [one_line(piece) for piece in pieces[1:]]
+    last = len(requests) - 1
+    return [(text, finished or i < last) for i, text in enumerate(requests) if text]
+
+
+def one_line(content: str) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(content.split())

@@ -1,0 +1,529 @@
+"""A study: one directory of tables and adapters, a manifest of how each was made, and resume.
+
+A step is finished when its last manifest line names the files that lie there (by sha256), the
+settings it would use now, and inputs none of which were made after it. Order in the append-only
+manifest decides, not clocks. So deleting a table makes that table and all that depends on it run
+again, and nothing else.
+
+Surprising decisions:
+- Work in progress lives beside its target under a name that contains a key of its inputs and
+  settings, so that only the very same work is continued.
+- A table in progress has one line per chunk, synced as it is written: a kill loses at most one
+  chunk, and a torn last line is a chunk to be done again. The finished table has one line per row.
+- Files appear by rename only; a result that exists is replaced when its successor is complete.
+
+    python -c "from srkit.study import Study; print(Study.open('runs/first').config.model.name)"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from srkit.config import Config, SrkitError, build, differences, parse_overrides, resolve
+from srkit.plan import PAPER_ARM, Step, model_after, plan
+
+Row = dict[str, Any]
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "papermill")
+
+
+def derive_seed(*coordinates: int | str) -> int:
+    """A 63-bit seed from a row's coordinates alone (study seed, step, prompt id, sample)."""
+    text = "\x1f".join(str(c) for c in coordinates).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Rows of a JSON Lines file.
+
+    Raises: SrkitError with the line number if a line is not a JSON object.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise SrkitError(f"{path}, line {number}: not JSON ({error}).") from None
+        if not isinstance(row, dict):
+            raise SrkitError(f"{path}, line {number}: not a JSON object but {line[:60]!r}.")
+        rows.append(row)
+    return rows
+
+
+def kept(rows: list[Row]) -> list[Row]:
+    """Rows in use: tables keep what a filter dropped, with the reason in `dropped`."""
+    return [row for row in rows if not row.get("dropped")]
+
+
+class Study:
+    """A study directory with its settings. Make one with `Study.open`."""
+
+    def __init__(self, path: Path, config: Config, arms: tuple[str, ...]) -> None:
+        self.path, self.config, self.arms = path, config, arms
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        preset: str = "",
+        overrides: str = "",
+        arm: str = PAPER_ARM,
+        change: bool = False,
+    ) -> Study:
+        """Open a study, or make it where there is none.
+
+        An existing study keeps its settings: a preset or overrides that say otherwise are refused
+        unless `change` is true, and then stale steps run again. A new one needs `preset`.
+
+        Raises: SrkitError if there is no study and no preset, or the settings differ.
+        """
+        path = Path(path)
+        stored = _stored_config(path)
+        if stored is None:
+            if not preset:
+                raise SrkitError(_no_study(path))
+            config = resolve(preset, overrides)
+            _write_config(path, config)
+        else:
+            config = _merge(path, stored, preset, overrides, change)
+        config.for_arm(arm)
+        here = [a for a in _arms_in(path) if a != arm]
+        arms = tuple(dict.fromkeys([PAPER_ARM, *here, arm] if here or arm == PAPER_ARM else [arm]))
+        return cls(path, config, arms)
+
+    # --- what is there -------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> dict[str, Step]:
+        """All steps of the study by name, in order."""
+        return {step.name: step for step in plan(self.config, self.arms)}
+
+    def step(self, name: str) -> Step:
+        """The step of that name.
+
+        Raises: SrkitError if the study has no such step (for example an iteration too many).
+        """
+        try:
+            return self.steps[name]
+        except KeyError:
+            raise SrkitError(
+                f"The study {self.path} has no step {name!r}. It has {self.config.iterations} "
+                f"iterations and the arms {', '.join(self.arms)}; its steps are listed by "
+                f"`srkit status {self.path}`."
+            ) from None
+
+    def settings(self, step: Step) -> Config:
+        """The settings that apply to a step: its arm's."""
+        return self.config.for_arm(step.arm)
+
+    def policy_before(self, arm: str, iteration: int) -> str:
+        """Name of the model that iteration t of an arm starts from: M_t."""
+        return model_after(self.config.for_arm(arm), arm, iteration - 1)
+
+    def manifest(self) -> list[Row]:
+        """Lines of the manifest, oldest first; a torn last line is left out."""
+        file = self.path / "manifest.jsonl"
+        if not file.exists():
+            return []
+        complete = file.read_text("utf-8").rpartition("\n")[0]
+        return [json.loads(line) for line in complete.splitlines() if line.strip()]
+
+    def records(self) -> dict[str, Row]:
+        """The last manifest line of every step, with its place in the manifest as `line`."""
+        return {row["step"]: {**row, "line": i} for i, row in enumerate(self.manifest())}
+
+    def state(self, name: str) -> str:
+        """`done`, or why the step has to run: `not made`, `stale: ...`, `interrupted`."""
+        return self.states()[name]
+
+    def states(self) -> dict[str, str]:
+        """The state of every step, in order."""
+        records, states = self.records(), {}
+        for step in self.steps.values():
+            states[step.name] = self._state(step, records, states)
+        return states
+
+    def _state(self, step: Step, records: dict[str, Row], states: dict[str, str]) -> str:
+        record = records.get(step.name)
+        missing = [o for o in step.outputs if not (self.path / o).exists()]
+        if record is None or missing:
+            return "interrupted" if self._partials(step) else "not made"
+        if record["settings"] != self.settings(step).digest(*step.settings):
+            return f"stale: made with other settings ({', '.join(step.settings)})"
+        for output in step.outputs:
+            if _sha256(self.path / output) != record["outputs"].get(output):
+                return f"stale: {output} was changed after it was made"
+        for name in step.inputs:
+            if states[name] != "done":
+                return f"stale: needs {name} ({states[name].split(':')[0]})"
+            if records[name]["line"] > record["line"]:
+                return f"stale: {name} was made again"
+        return "done"
+
+    def read(self, name: str) -> list[Row]:
+        """Rows of a finished table, by step name (`seed/ift`, `self-rewarding/iter-1/pairs`).
+
+        Raises: SrkitError naming the notebook to run first, or a file that was altered.
+        """
+        step = self.step(name)
+        file = self.path / step.outputs[0]
+        record = self.records().get(name)
+        if record is None or not file.exists():
+            raise SrkitError(self.missing(step))
+        if _sha256(file) != record["outputs"][step.outputs[0]]:
+            raise SrkitError(
+                f"{file} is not the table that the manifest names: it was changed after it was "
+                f"made. Delete it and run notebook {step.notebook}, which makes it again."
+            )
+        return read_jsonl(file)
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """A finished table as a data frame."""
+        return pd.DataFrame(self.read(name))
+
+    def has(self, name: str) -> bool:
+        """Whether a step of this study was made and its files are there."""
+        step = self.steps.get(name)
+        made = step is not None and name in self.records()
+        return made and all((self.path / o).exists() for o in step.outputs)
+
+    def missing(self, step: Step) -> str:
+        """What to do when a step's result is not there."""
+        notebook, _, which = step.notebook.partition("-")
+        where = f" (arm and iteration: {which})" if which else ""
+        return (
+            f"{step.name} is not there yet in {self.path}. Run notebook {notebook}{where} first, "
+            f"or `srkit run --study {self.path}`, which runs whatever is missing."
+        )
+
+    def notebook_state(self, name: str, source: Path) -> str:
+        """Whether a run of a notebook is `done`: executed after all steps that it makes."""
+        record = self.records().get(f"notebooks/{name}")
+        executed = self.path / "notebooks" / f"{name}.ipynb"
+        if record is None or not executed.exists():
+            return "not run"
+        if record["inputs"] != {"source": _sha256(source)}:
+            return "stale: the notebook was edited"
+        states, records = self.states(), self.records()
+        for step in self.steps.values():
+            if step.notebook != name:
+                continue
+            if states[step.name] != "done":
+                return f"{step.name}: {states[step.name]}"
+            if records[step.name]["line"] > record["line"]:
+                return f"stale: {step.name} was made again"
+        return "done"
+
+    def record_notebook(self, name: str, source: Path, seconds: float) -> None:
+        """Write the manifest line of a notebook that ran to its end."""
+        output = f"notebooks/{name}.ipynb"
+        row = {"step": f"notebooks/{name}", "inputs": {"source": _sha256(source)}}
+        row |= {"outputs": {output: _sha256(self.path / output)}, "seconds": round(seconds, 2)}
+        append_line(self.path / "manifest.jsonl", json.dumps(row))
+
+    # --- making things -------------------------------------------------------------------------
+
+    def make_table(
+        self,
+        name: str,
+        items: Sequence[Any],
+        work: Callable[[Sequence[Any], list[Row]], list[Row]],
+        chunk: int,
+        counts: Row | None = None,
+        until: Callable[[list[Row]], bool] = lambda rows: False,
+    ) -> list[Row]:
+        """Make a table chunk by chunk, continuing where an interrupted run stopped.
+
+        `work(items of one chunk, all rows before it)` returns the chunk's rows; it stops early
+        once `until(rows)` holds. `counts` goes into the manifest line. Nothing runs if the table
+        is finished. Returns all rows.
+        """
+        if self.state(name) == "done":
+            return self.read(name)
+        step = self.step(name)
+        with self._making(step) as (partial, record):
+            chunks = _read_chunks(partial)
+            rows = [row for c in chunks for row in c["rows"]]
+            _append_chunks(partial, chunks)
+            parts = range(len(chunks) * chunk, len(items), chunk)
+            bar = tqdm(total=len(items), initial=min(parts.start, len(items)), desc=name, **_BAR)
+            for start in parts:
+                if until(rows):
+                    break
+                began = time.monotonic()
+                part = items[start : start + chunk]
+                new = work(part, rows)
+                chunks.append({"seconds": time.monotonic() - began, "rows": new})
+                _append_chunks(partial, chunks[-1:], "a")
+                rows += new
+                bar.update(len(part))
+            bar.close()
+            record |= {"rows": len(rows), "seconds": sum(c["seconds"] for c in chunks)}
+            record |= {"counts": counts} if counts else {}
+            record |= {"tokens": sum(row.get("tokens") or 0 for row in rows)}
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomically(self.path / step.outputs[0], lines)
+        return self.read(name)
+
+    def make_file(self, name: str, work: Callable[[], str]) -> None:
+        """Make a step whose one output is a text file."""
+        if self.state(name) == "done":
+            return
+        step = self.step(name)
+        with self._making(step):
+            write_atomically(self.path / step.outputs[0], work())
+
+    def make_folder(self, name: str, work: Callable[[Path], Row]) -> None:
+        """Make a step whose outputs lie in one folder; `work(folder)` may continue in it.
+
+        What `work` returns goes into the manifest line. Folders in `work`'s folder (checkpoints)
+        are removed at the end.
+        """
+        if self.state(name) == "done":
+            return
+        step = self.step(name)
+        with self._making(step) as (partial, record):
+            partial.mkdir(parents=True, exist_ok=True)
+            record |= work(partial)
+            target = self.path / name
+            old = target.with_name(target.name + ".replaced")
+            shutil.rmtree(old, ignore_errors=True)
+            for leftover in [p for p in partial.iterdir() if p.is_dir()]:
+                shutil.rmtree(leftover)
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def _making(self, step: Step) -> Iterator[tuple[Path, Row]]:
+        """Hold the lock, check the inputs, and write the manifest line at the end."""
+        with self._lock(step):
+            states = self.states()
+            for name in step.inputs:
+                if states[name] == "not made" or states[name] == "interrupted":
+                    raise SrkitError(self.missing(self.step(name)))
+                if states[name] != "done":
+                    raise SrkitError(
+                        f"{step.name} needs {name}, which is {states[name]}. Run notebook "
+                        f"{self.step(name).notebook} again, or `srkit run --study {self.path}`."
+                    )
+            began, record = time.monotonic(), {}
+            partial = self._partial(step)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            yield partial, record
+            record.setdefault("seconds", time.monotonic() - began)
+            self._record(step, record)
+            for litter in self._partials(step):
+                shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+
+    @contextmanager
+    def _lock(self, step: Step) -> Iterator[None]:
+        file = self.path / ".lock"
+        try:
+            with FileLock(file, timeout=0):
+                holder = f"process {os.getpid()} on {platform.node()}, making {step.name}"
+                (self.path / ".lock-holder").write_text(holder)
+                yield
+        except Timeout:
+            holder = (self.path / ".lock-holder").read_text()
+            raise SrkitError(
+                f"The study {self.path} is being written by {holder}. Wait for it to finish, "
+                "stop it, or use another --study."
+            ) from None
+
+    def _record(self, step: Step, more: Row) -> None:
+        records = self.records()
+        used = {o: s for n in step.inputs for o, s in records[n]["outputs"].items()}
+        row = {
+            "step": step.name,
+            "settings": self.settings(step).digest(*step.settings),
+            "inputs": used,
+            "outputs": {o: _sha256(self.path / o) for o in step.outputs},
+            "random_seed": self.config.random_seed,
+            "peak_memory_mb": peak_memory_mb(),
+            "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **provenance(),
+            **more,
+        }
+        row["seconds"] = round(row["seconds"], 2)
+        append_line(self.path / "manifest.jsonl", json.dumps(row))
+
+    def _partial(self, step: Step) -> Path:
+        """Where work in progress lies; the key changes with inputs and settings."""
+        records = self.records()
+        inputs = [records[n]["outputs"] for n in step.inputs if n in records]
+        digest = self.settings(step).digest(*step.settings)
+        key = hashlib.sha256(json.dumps([inputs, digest], sort_keys=True).encode()).hexdigest()[:8]
+        return self.path / f"{step.name}.partial-{key}"
+
+    def _partials(self, step: Step) -> list[Path]:
+        target = self.path / step.name
+        return sorted(target.parent.glob(f"{target.name}.partial-*"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file so that readers see the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise SrkitError(
+            f"Could not write {path}: {error.strerror}. Free some space or check that the folder "
+            "can be written, then run the same command again: what was made is kept."
+        ) from error
+
+
+def append_line(path: Path, line: str, mode: str = "a") -> None:
+    """Append one line and sync it to disk; a torn earlier line is closed first."""
+    try:
+        torn = mode == "a" and path.exists() and not path.read_bytes().endswith(b"\n")
+        if torn and path.stat().st_size:
+            complete = path.read_bytes().rpartition(b"\n")
+            path.write_bytes(complete[0] + complete[1])
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise SrkitError(
+            f"Could not write {path}: {error.strerror}. Free some space or check that the folder "
+            "can be written, then run the same command again: what was made is kept."
+        ) from error
+
+
+def peak_memory_mb() -> dict[str, int]:
+    """Peak memory of this process so far in MB: resident, and on the GPU where torch runs there."""
+    unit = 1024 if platform.system() == "Linux" else 1024**2  # Linux counts KiB, macOS bytes
+    peak = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated() // 1024**2
+    return peak
+
+
+@lru_cache(maxsize=1)
+def provenance() -> Row:
+    """Versions and commit that a manifest line carries; `-dirty` marks uncommitted changes."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"commit": _commit(), "python": platform.python_version(), "versions": versions}
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+_BAR = {"unit": "item", "leave": False, "mininterval": 2.0, "delay": 2.0}
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_chunks(partial: Path) -> list[Row]:
+    """Complete chunks of a table in progress."""
+    if not partial.exists():
+        return []
+    complete = partial.read_text("utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in complete.splitlines() if line]
+
+
+def _append_chunks(partial: Path, chunks: list[Row], mode: str = "w") -> None:
+    if not chunks and mode == "w":
+        partial.unlink(missing_ok=True)
+    for chunk in chunks:
+        append_line(partial, json.dumps(chunk), mode)
+        mode = "a"
+
+
+def _arms_in(path: Path) -> list[str]:
+    """Arms that the study has begun."""
+    return sorted({p.parent.name for p in path.glob("*/iter-1")})
+
+
+def _stored_config(path: Path) -> Config | None:
+    file = path / "study.yaml"
+    if not file.exists():
+        return None
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise SrkitError(
+            f"{file} is not YAML: {error}. Restore it, or start another study."
+        ) from None
+    return build(values or {}, {}, str(file))
+
+
+def _write_config(path: Path, config: Config) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SrkitError(f"Could not make the study {path}: {error.strerror}.") from error
+    write_atomically(path / "study.yaml", text)
+
+
+def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool) -> Config:
+    """The stored settings, unless others are asked for and `change` allows it."""
+    wanted = parse_overrides(overrides)
+    base = resolve(preset) if preset and preset != stored.preset else stored
+    config = build(base.model_dump(mode="json"), wanted, str(path)) if wanted else base
+    changes = differences(stored, config)
+    if changes and not change:
+        raise SrkitError(
+            f"The study {path} was made with other settings. Asked for: {'; '.join(changes)}. "
+            "Leave --preset and --set out to go on with the study's own, use another --study for "
+            "new settings, or add --change to take them over here: steps that depend on them run "
+            "again."
+        )
+    if changes:
+        _write_config(path, config)
+    return config
+
+
+def _no_study(path: Path) -> str:
+    near = sorted(p.parent.name for p in path.parent.glob("*/study.yaml"))
+    found = f" Studies beside it: {', '.join(near)}." if near else ""
+    return (
+        f"There is no study at {path}.{found} Make one with notebook 00_start_here, with "
+        f"`srkit run --preset cpu --study {path}`, or by giving this notebook a preset."
+    )
