@@ -9,6 +9,7 @@ all finished. Executed copies go into the study.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,9 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, e.g. dpo.beta=0.2. Repeatable.")
     ] = None,
-    arm: Annotated[str, typer.Option(help="Arms, separated by commas.")] = PAPER_ARM,
+    arm: Annotated[
+        str, typer.Option(help=f"Arms, separated by commas; if none was begun, {PAPER_ARM}.")
+    ] = "",
     iterations: Annotated[int | None, typer.Option(help="2: M1 to M3.")] = None,
     only: Annotated[str, typer.Option(help="Only notebooks whose name starts so, e.g. 04.")] = "",
     change: Annotated[bool, typer.Option(help="Let new settings replace the study's own.")] = False,
@@ -44,10 +47,8 @@ def run(
     """Run the series of notebooks, or what is missing of it."""
     from srkit.study import Study
 
-    overrides = [*(set_ or []), *([f"iterations={iterations}"] if iterations else [])]
-    quoted = " ".join(_quote(word) for word in overrides)
-    for name in arm.split(","):
-        opened = Study.open(study, preset, quoted, name.strip(), change)
+    overrides = [*(set_ or []), *([] if iterations is None else [f"iterations={iterations}"])]
+    opened = Study.open(study, preset, shlex.join(overrides), arm, change)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
@@ -58,16 +59,14 @@ def run(
     typer.echo(_closing(opened.path))
 
 
-def _quote(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
-
-
 def _run_notebook(study, name: str) -> bool:
     """Execute one notebook unless its work is done; whether it ran."""
     base, _, which = name.partition("-")
     source = NOTEBOOKS / f"{base}.ipynb"
+    if not source.exists():
+        raise SrkitError(
+            f"There is no notebook {source}; srkit runs from a clone of its repository."
+        )
     state = study.notebook_state(name, source)
     if state == "done":
         typer.echo(f"  {name}: done")
@@ -90,6 +89,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> No
     Raises: SrkitError with the notebook's own message.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +107,12 @@ def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> No
         what = "" if error.ename == "SrkitError" else f" ({error.ename})"
         raise SrkitError(
             f"{source.stem} stopped{what}: {error.evalue}\nThe executed copy is {target}. What was "
+            "made is kept; the same command goes on from there."
+        ) from None
+    except DeadKernelError:
+        raise SrkitError(
+            f"The kernel of {source.stem} died, most likely for want of memory. Smaller "
+            "sft.micro_batch, dpo.micro_batch, candidates.chunk or judge.chunk need less. What was "
             "made is kept; the same command goes on from there."
         ) from None
 

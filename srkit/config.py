@@ -18,10 +18,19 @@ import hashlib
 import json
 import shlex
 from importlib import resources
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class SrkitError(ValueError):
@@ -37,6 +46,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's `yes` and `true` would pass for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false are not legal here")
+        return value
+
 
 class Model(Section):
     """Which model is M0, and how it is held in memory and adapted."""
@@ -48,7 +65,7 @@ class Model(Section):
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveInt = 32
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="the paper's dropout is 0.1")
-    lora_targets: Literal["all-linear"] | list[str] = "all-linear"
+    lora_targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     cache: str = Field("data/models", description="where the embedded default is unpacked")
 
 
@@ -141,7 +158,7 @@ class Judge(Section):
     chunk: PositiveInt = Field(32, description="responses per write")
     min_parse_rate: float = Field(0.5, ge=0, le=1, description="below: the judge is unhealthy")
     max_modal_share: float = Field(0.9, ge=0, le=1, description="above: it always says the same")
-    max_tie_rate: float = Field(0.9, ge=0, le=1, description="above: few pairs will be left")
+    max_flat_rate: float = Field(0.9, ge=0, le=1, description="above: few pairs will be left")
     when_unhealthy: Literal["warn", "stop"] = "warn"
 
 
@@ -232,7 +249,8 @@ def resolve(preset: str, overrides: str = "") -> Config:
     text = (
         resources.files("srkit").joinpath("presets").joinpath(f"{preset}.yaml").read_text("utf-8")
     )
-    return build({**yaml.safe_load(text), "preset": preset}, parse_overrides(overrides), preset)
+    config = build(yaml.safe_load(text), parse_overrides(overrides), f"preset {preset}")
+    return config.model_copy(update={"preset": preset})
 
 
 def parse_overrides(text: str) -> dict[str, str]:
@@ -251,15 +269,16 @@ def parse_overrides(text: str) -> dict[str, str]:
 
 
 def build(values: dict[str, Any], overrides: dict[str, str], where: str) -> Config:
-    """Apply overrides to nested values and validate; errors speak of `where`."""
-    merged = json.loads(json.dumps(values))
+    """Apply overrides to nested values and validate; errors speak of `where`.
+
+    Raises: SrkitError on values that are no mapping, an unknown field, or an illegal value.
+    """
+    merged = json.loads(json.dumps(_mapping(values, "settings", where), default=str))
     for dotted, value in overrides.items():
         _check_name(dotted)
-        *sections, field = dotted.split(".")
-        target = merged
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[field] = _parse_list(value)
+        section, _, field = dotted.rpartition(".")
+        target = merged.setdefault(section, {}) if section else merged
+        _mapping(target, section, where)[field] = _parse_list(value)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -307,8 +326,21 @@ def _parse_list(value: str) -> str | list[str]:
     return value
 
 
+def _mapping(values: Any, name: str, where: str) -> dict[str, Any]:
+    if isinstance(values, dict):
+        return values
+    raise SrkitError(
+        f"Bad settings in {where}: {name} = {values!r} is not a mapping such as "
+        "`dpo: {beta: 0.1}`."
+    )
+
+
 def _check_name(dotted: str) -> None:
     legal = fields()
+    if dotted == "preset":
+        raise SrkitError(
+            "A preset is not a setting: give it as --preset, or as the parameter preset."
+        )
     if dotted in legal:
         return
     section, _, field = dotted.partition(".")
@@ -326,7 +358,8 @@ def _explain(error: ValidationError, where: str) -> str:
     """One sentence per problem: field, value, what is legal, nearest spelling."""
     lines = []
     for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("list["))
+        # Pydantic's path also holds list places and the members of a union, which are no names.
+        name = ".".join(part for part in map(str, problem["loc"]) if part.isidentifier())
         if problem["type"] == "extra_forbidden":
             *sections, field = name.split(".")
             prefix = ".".join(sections) + "." if sections else ""
@@ -335,5 +368,7 @@ def _explain(error: ValidationError, where: str) -> str:
             continue
         field = fields().get(name)
         reason = f" ({field.description})" if field is not None and field.description else ""
-        lines.append(f"{name or 'settings'} = {problem['input']!r}: {problem['msg']}{reason}.")
+        given = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{name or 'settings'}{given}: {message}{reason}.")
     return f"Bad settings in {where}: " + " ".join(lines)

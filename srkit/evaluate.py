@@ -13,7 +13,10 @@ so that nothing has to be parsed and a constant preference for the first place c
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from srkit.plan import model_names
 from srkit.prompts import compare_prompt, user
@@ -53,39 +56,65 @@ def make_responses(study: Study, model: str) -> list[Row]:
     return study.make_table(step, study.read("seed/test_prompts"), work, chunk=32)
 
 
+@dataclass(frozen=True)
+class Match:
+    """Two texts for one prompt, by the names of who (or what) wrote them."""
+
+    prompt_id: str
+    prompt: str
+    left: str
+    right: str
+    left_text: str
+    right_text: str
+
+
 def make_comparisons(study: Study, model: str) -> list[Row]:
     """Step `<model>/comparisons`: against every earlier model, both orders, by the referee."""
-    arm = study.step(f"{model}/comparisons").arm
+    step = f"{model}/comparisons"
+    arm = study.step(step).arm
     names = model_names(study.config.for_arm(arm), arm)
     mine = study.read(f"{model}/responses")[: study.config.eval.compared_prompts]
-    items = []
+    matches = []
     for rival in rivals(names, model):
-        theirs = {row["prompt_id"]: row for row in study.read(f"{rival}/responses")}
-        items += [(row, theirs[row["prompt_id"]], rival) for row in mine]
-
-    def work(part: Sequence[tuple[Row, Row, str]], _: list[Row]) -> list[Row]:
-        return compare(study, model, part)
-
-    return study.make_table(f"{model}/comparisons", items, work, chunk=32)
+        theirs = {row["prompt_id"]: row["text"] for row in study.read(f"{rival}/responses")}
+        for row in mine:
+            texts = (row["text"], theirs[row["prompt_id"]])
+            matches.append(Match(row["prompt_id"], row["prompt"], model, rival, *texts))
+    return study.make_table(step, matches, partial(_compare, study), chunk=32)
 
 
-def compare(study: Study, model: str, part: Sequence[tuple[Row, Row, str]]) -> list[Row]:
-    """Two rows, one per order, for each `(answer of model, answer of rival, rival's name)`."""
+def make_referee_comparisons(study: Study) -> list[Row]:
+    """Step `referee/comparisons`: one pair of ranked held-out responses per prompt, both orders.
+
+    The names are the responses' ids; `headtohead.referee_card` compares with their ranks.
+    """
+    responses: dict[str, list[Row]] = {}
+    for row in study.read("seed/eft_eval"):
+        responses.setdefault(row["prompt_id"], []).append(row)
+    matches = []
+    for prompt_id, rows in responses.items():
+        rng = random.Random(derive_seed(study.config.random_seed, "referee", prompt_id))
+        left, right = rng.sample(rows, 2)
+        texts = (left["response"], right["response"])
+        matches.append(Match(prompt_id, left["prompt"], left["id"], right["id"], *texts))
+    return study.make_table("referee/comparisons", matches, partial(_compare, study), chunk=32)
+
+
+def _compare(study: Study, matches: Sequence[Match], _: list[Row]) -> list[Row]:
+    """Two rows per match, one per order."""
     from srkit.generate import score_options
     from srkit.models import open_policy
 
     referee = study.config.eval.referee
     rows, prompts = [], []
-    for mine, theirs, rival in part:
+    for match in matches:
+        names = {"prompt_id": match.prompt_id, "left": match.left, "right": match.right}
         for first in ("left", "right"):
-            pair = (mine["text"], theirs["text"])
-            prompts.append(
-                compare_prompt(mine["prompt"], *(pair if first == "left" else pair[::-1]))
-            )
-            names = {"prompt_id": mine["prompt_id"], "left": model, "right": rival}
-            identifier = f"{mine['prompt_id']}|{model}|{rival}|{first}"
+            texts = (match.left_text, match.right_text)[:: 1 if first == "left" else -1]
+            prompts.append(compare_prompt(match.prompt, *texts))
+            identifier = "|".join((*names.values(), first))
             rows.append({"id": identifier, **names, "first": first, "referee": referee})
-    logs = score_options(open_policy(study, referee), prompts, [" A", " B"])
+    logs = score_options(open_policy(study, referee), prompts, [" A", " B"])  # (matches * 2, 2)
     for row, (a, b) in zip(rows, logs, strict=True):
         odds = float(a - b) if row["first"] == "left" else float(b - a)
         row["preferred"] = "left" if odds > 0 else "right" if odds < 0 else None

@@ -8,7 +8,7 @@ ROUGE-L F1 with anything earlier. Dropped drafts stay in the table with the reas
 Surprising decision: ROUGE-L F1 on token lists equals the normalised Indel similarity, which
 rapidfuzz computes about a hundred times faster (tested against rouge-score).
 
-    python -c "from srkit.instruct import drop_reason; print(drop_reason('Draw me a cat', []))"
+    python -c "from srkit.instruct import *; print(drop_reason('Draw me a cat', [], Instruct()))"
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def max_rouge(tokens: list[str], earlier: Sequence[list[str]]) -> float:
     return float(process.extractOne(tokens, earlier, scorer=Indel.normalized_similarity)[1])
 
 
-def drop_reason(
-    draft: str, earlier: Sequence[list[str]], settings: Instruct = Instruct()
-) -> str | None:
+def drop_reason(draft: str, earlier: Sequence[list[str]], settings: Instruct) -> str | None:
     """Why the filters drop a draft, or None if they keep it; `earlier` are token lists."""
     words = len(draft.split())
     if words < settings.min_words:

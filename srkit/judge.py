@@ -1,4 +1,4 @@
-"""The model as a judge: EFT targets, judgements of candidates and of held-out rankings, health.
+"""The model as a judge: EFT targets, judgements of candidates and of held-out rankings.
 
 A judgement is a rationale and a last line `Score: n` (paper section 2.2 and Figure 2), drawn K
 times; a response's score is the mean of those that parse. The method `expected` asks instead for
@@ -13,13 +13,14 @@ so can never become the rejected response.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from srkit.config import Config, Judge, SrkitError
+from srkit.config import Judge, SrkitError
 from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -112,7 +113,8 @@ def make_eft_targets(study: Study) -> list[Row]:
     own: dict[str, list[Row]] = defaultdict(list)
     if source == "self":
         step = "baseline/eft_judgements"
-        for row in judge_responses(study, step, "baseline", ranked, config.sft.eft_samples):
+        draws = config.sft.eft_samples
+        for row in judge_responses(study, step, "baseline", ranked, draws, method="sampled"):
             own[row["response_id"]].append(row)
 
     def targets(prompts: Sequence[list[Row]], _: list[Row]) -> list[Row]:
@@ -145,17 +147,25 @@ def survival(rows: list[Row]) -> dict[str, int]:
 
 
 def judge_responses(
-    study: Study, step: str, model: str, responses: list[Row], samples: int | None = None
+    study: Study,
+    step: str,
+    model: str,
+    responses: list[Row],
+    samples: int | None = None,
+    method: str | None = None,
 ) -> list[Row]:
     """Make a judgements table: K rows per response, in order.
 
     `responses` have `id, prompt_id, prompt` and the text as `response` or `text`; `model` is the
-    judge's name in the study. The settings are those of the step's arm.
+    judge's name in the study. The settings are those of the step's arm; `samples` and `method`
+    take the place of its K and its method.
     """
     config = study.settings(study.step(step))
     settings = config.judge
     draws = {"random": _random_scores, "expected": _expected_scores, "sampled": _sampled_scores}
-    method = "random" if settings.source == "random" and "/iter-" in step else settings.method
+    method = method or settings.method
+    if settings.source == "random" and "/iter-" in step:
+        method = "random"
     count = 1 if method == "expected" else samples or settings.samples
 
     def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
@@ -218,7 +228,14 @@ def _expected_scores(study: Study, model: str, part, seeds, settings: Judge) -> 
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))  # (responses, scores)
     expected = (weights * values).sum(axis=1) / weights.sum(axis=1)
     return [
-        [{"text": None, "score": round(float(e), 6), "tokens": 0, "truncated": False}]
+        [
+            {
+                "text": None,
+                "score": round(float(e), 6) if np.isfinite(e) else None,  # half precision overflows
+                "tokens": 0,
+                "truncated": False,
+            }
+        ]
         for e in expected
     ]
 
@@ -249,7 +266,7 @@ def judge_held_out(study: Study, model: str) -> list[Row]:
     )
 
 
-# --- scores and health ---------------------------------------------------------------------------
+# --- scores --------------------------------------------------------------------------------------
 
 
 def mean_scores(judgements: list[Row]) -> dict[str, float | None]:
@@ -258,71 +275,8 @@ def mean_scores(judgements: list[Row]) -> dict[str, float | None]:
         response: [row["score"] for row in rows if row["score"] is not None]
         for response, rows in _by(judgements, "response_id").items()
     }
-    return {response: sum(s) / len(s) if s else None for response, s in scores.items()}
-
-
-def judge_health(judgements: list[Row]) -> Row:
-    """How usable a judge is, from its judgements alone.
-
-    `parse_rate`: share of judgements with a score. `histogram`: counts by score, rounded to whole
-    scores. `modal_share`: share of the most common one. `tie_rate`: share of prompts (with two or
-    more scored responses) whose best and worst mean score are equal. `mean`, `truncated`: shares.
-    """
-    scores = [row["score"] for row in judgements if row["score"] is not None]
-    histogram = Counter(round(score) for score in scores)
-    means = mean_scores(judgements)
-    prompts = [
-        [m for r in {row["response_id"] for row in rows} if (m := means[r]) is not None]
-        for rows in _by(judgements, "prompt_id").values()
-    ]
-    several = [scored for scored in prompts if len(scored) >= 2]
-    n = max(len(judgements), 1)
-    return {
-        "judgements": len(judgements),
-        "parse_rate": len(scores) / n,
-        "mean": sum(scores) / len(scores) if scores else None,
-        "histogram": {str(k): histogram[k] for k in sorted(histogram)},
-        "modal_share": max(histogram.values()) / len(scores) if scores else None,
-        "prompts": len(several),
-        "tie_rate": sum(max(s) == min(s) for s in several) / len(several) if several else None,
-        "truncated": sum(bool(row["truncated"]) for row in judgements) / n,
-    }
-
-
-def health_warnings(health: Row, settings: Judge) -> list[str]:
-    """What is wrong with a judge, by the limits of the settings; empty if nothing is."""
-    found = []
-    if health["parse_rate"] < settings.min_parse_rate:
-        found.append(
-            f"only {health['parse_rate']:.0%} of its judgements end with a score "
-            f"(judge.min_parse_rate = {settings.min_parse_rate:.0%})"
-        )
-    if (health["modal_share"] or 0) > settings.max_modal_share:
-        found.append(
-            f"{health['modal_share']:.0%} of its scores are the same "
-            f"(judge.max_modal_share = {settings.max_modal_share:.0%})"
-        )
-    if (health["tie_rate"] or 0) > settings.max_tie_rate:
-        found.append(
-            f"it ties best and worst on {health['tie_rate']:.0%} of the prompts "
-            f"(judge.max_tie_rate = {settings.max_tie_rate:.0%})"
-        )
-    return found
-
-
-def check_health(judgements: list[Row], config: Config, where: str) -> list[str]:
-    """Warnings about a judge.
-
-    Raises: SrkitError instead, where `judge.when_unhealthy` is `stop`.
-    """
-    found = health_warnings(judge_health(judgements), config.judge)
-    if found and config.judge.when_unhealthy == "stop":
-        raise SrkitError(
-            f"The judge of {where} is unhealthy: {'; '.join(found)}. Read some of its judgements. "
-            "More EFT rows, a larger model or judge.method=expected may help; "
-            "judge.when_unhealthy=warn goes on all the same."
-        )
-    return found
+    # fsum: the same scores in another order are a tie, to the last bit.
+    return {response: math.fsum(s) / len(s) if s else None for response, s in scores.items()}
 
 
 def _by(rows: list[Row], key: str) -> dict[str, list[Row]]:

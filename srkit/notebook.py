@@ -15,11 +15,13 @@ import ast
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srkit.config import SrkitError, legal_names, presets
-from srkit.plan import PAPER_ARM
 from srkit.study import Study, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARAMETERS = ("study", "preset", "arm", "iteration", "overrides")
 
@@ -28,11 +30,13 @@ def begin(
     study: str,
     preset: str = "",
     overrides: str = "",
-    arm: str = PAPER_ARM,
+    arm: str = "",
     iteration: int | None = None,
+    create: str = "",
 ) -> Study:
     """Open the study of a notebook after checking its parameters.
 
+    `create` is the preset of a study that is not there yet and for which none was named.
     Raises: SrkitError naming the parameter, its value and what is legal.
     """
     texts = {"study": study, "preset": preset, "arm": arm, "overrides": overrides}
@@ -45,10 +49,25 @@ def begin(
         raise SrkitError(f"There is no preset {preset!r}. {legal_names(preset, presets())}")
     _check_injected(("study", "preset", "overrides") if iteration is None else PARAMETERS)
     _go_to_root()
+    if create and not preset and not Path(study, "study.yaml").exists():
+        preset = create
     opened = Study.open(study, preset, overrides, arm)
     if iteration is not None:
         _check_iteration(iteration, opened)
     return opened
+
+
+def show(title: str, text: str) -> None:
+    """Print a text in full, under a title, between rules: plain text, nothing is interpreted."""
+    plain = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    print(f"--- {title} " + "-" * max(4, 74 - len(title)) + f"\n{plain}\n")
+
+
+def draw(study: Study, name: str) -> Figure:
+    """Draw one of the study's figures into its `figures/`, and show it."""
+    from srkit.report import draw_figure
+
+    return draw_figure(study, name)
 
 
 def finish(study: Study, name: str, numbers: dict[str, Any]) -> None:

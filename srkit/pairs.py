@@ -14,8 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import pandas as pd
+
 from srkit.config import Pairs, SrkitError
-from srkit.judge import check_health, mean_scores
+from srkit.health import check_health
+from srkit.judge import mean_scores
 from srkit.prompts import user
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -101,7 +104,7 @@ def make_pairs(study: Study, arm: str, iteration: int) -> list[Row]:
     folder = f"{arm}/iter-{iteration}"
     config = study.config.for_arm(arm)
     judgements = study.read(f"{folder}/judgements")
-    check_health(judgements, config, folder)
+    check_health(pd.DataFrame(judgements), config, folder)
     scores = mean_scores(judgements)
     groups: dict[str, list[Row]] = {}
     for row in study.read(f"{folder}/candidates"):

@@ -1,4 +1,4 @@
-"""The study as a graph of steps: what each one makes, from what, with which settings, in which notebook.
+"""The study as a graph of steps: what each makes, from what, by which settings, where.
 
 This list is the one place that knows the order of the series. `Study` uses it to decide what is
 finished and what is stale, the CLI to decide which notebook to run, errors to say which notebook
@@ -41,6 +41,10 @@ def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
     """All steps of a study with these arms, in an order that respects their inputs."""
     steps = [*_seed(config), *_model_measures("baseline", (), config, PAPER_ARM, "03_judge")]
     steps += _model_measures("M1", ("baseline",), config, PAPER_ARM, "03_judge")
+    referee = _referee(config)
+    steps.append(
+        _table("referee/comparisons", ("seed/eft_eval", *referee), ("model", "eval"), "03_judge")
+    )
     for arm in arms:
         steps += _arm(config.for_arm(arm), arm)
     models = [m for arm in arms for m in model_names(config.for_arm(arm), arm)]
@@ -109,11 +113,13 @@ def _model_measures(
     ]
     if rivals:
         answers = tuple(f"{m}/responses" for m in (model, *rivals))
-        referee = () if config.eval.referee == "M0" else (f"{config.eval.referee}/adapter",)
-        steps.append(
-            _table(f"{model}/comparisons", answers + referee, ("eval",), notebook, arm=arm)
-        )
+        inputs = (*answers, *_referee(config))
+        steps.append(_table(f"{model}/comparisons", inputs, ("eval",), notebook, arm=arm))
     return steps
+
+
+def _referee(config: Config) -> tuple[str, ...]:
+    return () if config.eval.referee == "M0" else (f"{config.eval.referee}/adapter",)
 
 
 def _arm(config: Config, arm: str) -> list[Step]:
@@ -144,12 +150,13 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     judged = tuple(f"{m}/judgements" for m in models)
     answers = tuple(f"{m}/responses" for m in models)
     compared = tuple(f"{m}/comparisons" for m in models if m != "baseline")
+    card = ("referee/comparisons", "seed/eft_eval")
     pairs = tuple(f"{i}/pairs" for i in iterations)
     loops = tuple(f"{i}/{n}" for i in iterations for n in ("prompts", "candidates", "judgements"))
     metrics = [
         ("reward_accuracy", ("seed/eft_eval", *judged), "10_reward_accuracy"),
         ("length_drift", (*answers, *pairs), "11_length_drift"),
-        ("win_rates", (*answers, *compared), "12_win_rates"),
+        ("win_rates", (*answers, *compared, *card), "12_win_rates"),
     ]
     steps = [
         Step(f"metrics/{n}", i, ("eval",), notebook, (f"metrics/{n}.json",))

