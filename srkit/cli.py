@@ -102,6 +102,8 @@ def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> No
             progress_bar=False,
             stderr_file=sys.stderr,
             cwd=str(NOTEBOOKS),
+            # one warning a kernel, about encrypting what never leaves this machine
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
         what = "" if error.ename == "SrkitError" else f" ({error.ename})"

@@ -214,12 +214,29 @@ class Config(Section):
         return build({**self.model_dump()}, ARMS[arm], f"arm {arm}") if ARMS[arm] else self
 
     def digest(self, *names: str) -> str:
-        """Hash of the named sections or fields and the random seed: what makes a step stale."""
-        part = {n: self.model_dump(mode="json")[n] for n in sorted({"random_seed", *names})}
-        if "model" in part:
-            del part["model"]["cache"]
+        """Hash of the named sections or fields and the random seed: what makes a step stale.
+
+        Fields in LIMITS are left out: they decide whether to go on, not what comes out.
+        """
+        dump = self.model_dump(mode="json")
+        for name in LIMITS:
+            section, field = name.split(".")
+            del dump[section][field]
+        part = {}
+        for name in sorted({"random_seed", *names}):
+            section, _, field = name.partition(".")
+            part[name] = dump[section][field] if field else dump[section]
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
+
+LIMITS = (
+    "model.cache",
+    "judge.min_parse_rate",
+    "judge.max_modal_share",
+    "judge.max_flat_rate",
+    "judge.when_unhealthy",
+    "pairs.min_pairs",
+)
 
 ARMS: dict[str, dict[str, str]] = {
     "self-rewarding": {},

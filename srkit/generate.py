@@ -682,16 +682,10 @@ def _is_plain_lora(layer: nn.Module) -> bool:
 
 
 def _dense(module: nn.Module) -> "_Dense | None":
-    """What stands in for a linear layer during a call, or None if it is best left alone."""
-    if type(module).__name__ == "Linear4bit":
-        from bitsandbytes.functional import dequantize_4bit
-
-        state = module.weight.quant_state
-        if getattr(state, "packing_format_for_cpu", False):
-            return None  # an earlier forward pass on a CPU has repacked it, not quite reversibly
-        weight = dequantize_4bit(module.weight.data, state)
-        return _Dense(weight.to(module.compute_dtype or weight.dtype), module.bias)
+    """What stands in for a linear layer during a call, or None if nothing does."""
     base = getattr(module, "base_layer", module)
+    if type(base).__name__ == "Linear4bit":
+        return _dequantised(module) if base is module else None  # never merged into
     if type(base) is not nn.Linear or not _can_block(base.weight):
         return None
     weight = base.weight
@@ -699,6 +693,16 @@ def _dense(module: nn.Module) -> "_Dense | None":
         active = [name for name in module.active_adapters if name in module.lora_A]
         weight = sum((module.get_delta_weight(name) for name in active), start=weight)
     return _Dense(weight, base.bias)
+
+
+def _dequantised(module: nn.Module) -> "_Dense | None":
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = module.weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False):
+        return None  # an earlier forward pass on a CPU has repacked it, not quite reversibly
+    weight = dequantize_4bit(module.weight.data, state)
+    return _Dense(weight.to(module.compute_dtype or weight.dtype), module.bias)
 
 
 def _can_block(weight: Tensor) -> bool:

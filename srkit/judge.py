@@ -17,6 +17,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def agrees(scores: Sequence[float | None], ranks: Sequence[int]) -> bool:
     if any(score is None for score in scores):
         return False
     by_rank = [s for _, s in sorted(zip(ranks, scores, strict=True), key=lambda pair: pair[0])]
-    return all(better > worse for better, worse in zip(by_rank, by_rank[1:], strict=False))
+    return all(better > worse for better, worse in pairwise(by_rank))
 
 
 def thin_most_common(rows: list[Row], share: float, seed: int) -> None:

@@ -16,7 +16,8 @@ Surprising decisions:
 - Pad is never EOS, nor the end of a turn. Masks are made from lengths, never from token ids.
 - Code and pickles that come with a model are refused: only safetensors and GGUF are read.
 - Templates keep their own ways: SmolLM2's adds a default system prompt when there is none, Llama's
-  and Gemma's strip message contents, Gemma's knows no system role (that is an error here).
+  and Gemma's strip message contents, Gemma's knows no system role (that is an error here). Only
+  the clock is taken from them: Llama 3's writes today's date into every prompt.
 
     python -c "from srkit.models import *; from srkit.config import Model; \\
         print(load_policy(Model(name='tiny')).name)"
@@ -28,6 +29,7 @@ import gc
 import hashlib
 import importlib.util
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -51,6 +53,8 @@ from transformers import (
 from srkit.config import SrkitError
 from srkit.tiny import tiny_model, tiny_tokenizer
 
+# bitsandbytes advertises a kernel that it would fetch from a hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # PEFT 0.21 still asks by the old name, each time an adapter is put on.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
@@ -75,6 +79,9 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
 )
+
+# Put before a template that asks for the date: the same prompt has the same tokens every day.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 PROBES = (
     "Name three primary colours.",
@@ -372,7 +379,7 @@ def _gguf_key(path: Path) -> str:
 
 
 def _complete(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """See to it that there is a chat template, and a pad token that ends nothing."""
+    """Give it a chat template if it has none, without a clock, and a pad token that ends nothing."""
     if tokenizer.eos_token_id is None:
         raise SrkitError(
             f"The tokenizer of {name!r} has no end-of-sequence token, so answers could not end. "
@@ -381,6 +388,8 @@ def _complete(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if tokenizer.chat_template is None:
         adds_bos = tokenizer.bos_token_id in tokenizer.encode("a")[:1]
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
+    if "strftime_now" in tokenizer.chat_template and FIXED_DATE not in tokenizer.chat_template:
+        tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
     ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.pad_token = _spare_token(tokenizer, ends)

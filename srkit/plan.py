@@ -23,11 +23,22 @@ ADAPTER_FILES = (
 )
 PAPER_ARM = "self-rewarding"
 SEED_MODELS = ("baseline", "M1")
+WRITTEN_JUDGEMENT = (
+    "judge.rubric",
+    "judge.temperature",
+    "judge.top_p",
+    "judge.max_tokens",
+    "judge.chunk",
+)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a study makes. `inputs` are names of steps, `settings` of config sections."""
+    """One thing that a study makes.
+
+    `inputs` are names of steps; `settings` of config sections, or of single fields where the
+    others of their section change nothing.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -42,9 +53,8 @@ def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
     steps = [*_seed(config), *_model_measures("baseline", (), config, PAPER_ARM, "03_judge")]
     steps += _model_measures("M1", ("baseline",), config, PAPER_ARM, "03_judge")
     referee = _referee(config)
-    steps.append(
-        _table("referee/comparisons", ("seed/eft_eval", *referee), ("model", "eval"), "03_judge")
-    )
+    settings = ("model", "eval.referee")
+    steps.append(_table("referee/comparisons", ("seed/eft_eval", *referee), settings, "03_judge"))
     for arm in arms:
         steps += _arm(config.for_arm(arm), arm)
     models = [m for arm in arms for m in model_names(config.for_arm(arm), arm)]
@@ -87,12 +97,13 @@ def _seed(config: Config) -> list[Step]:
         own = _table(
             "baseline/eft_judgements",
             ("baseline/adapter", "seed/eft"),
-            ("judge", "sft"),
+            (*WRITTEN_JUDGEMENT, "sft.eft_samples"),
             "02_seed_sft",
         )
         steps.append(own)
         target_inputs += (own.name,)
-    steps.append(_table("seed/eft_targets", target_inputs, ("sft", "judge"), "02_seed_sft"))
+    settings = ("sft.eft_targets", "sft.eft_modal_share", "judge.rubric")
+    steps.append(_table("seed/eft_targets", target_inputs, settings, "02_seed_sft"))
     return [*steps, _adapter("M1", ("seed/ift", "seed/eft_targets"), ("sft",), "02_seed_sft")]
 
 
@@ -105,16 +116,23 @@ def _model_measures(
         _table(
             f"{model}/judgements",
             (adapter, "seed/eft_eval"),
-            ("judge", "eval"),
+            ("judge", "eval.judge_samples"),
             notebook,
             arm=arm,
         ),
-        _table(f"{model}/responses", (adapter, "seed/test_prompts"), ("eval",), notebook, arm=arm),
+        _table(
+            f"{model}/responses",
+            (adapter, "seed/test_prompts"),
+            ("eval.temperature", "eval.top_p", "eval.max_tokens"),
+            notebook,
+            arm=arm,
+        ),
     ]
     if rivals:
         answers = tuple(f"{m}/responses" for m in (model, *rivals))
         inputs = (*answers, *_referee(config))
-        steps.append(_table(f"{model}/comparisons", inputs, ("eval",), notebook, arm=arm))
+        settings = ("eval.referee", "eval.compared_prompts")
+        steps.append(_table(f"{model}/comparisons", inputs, settings, notebook, arm=arm))
     return steps
 
 
@@ -152,15 +170,17 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     compared = tuple(f"{m}/comparisons" for m in models if m != "baseline")
     card = ("referee/comparisons", "seed/eft_eval")
     pairs = tuple(f"{i}/pairs" for i in iterations)
-    loops = tuple(f"{i}/{n}" for i in iterations for n in ("prompts", "candidates", "judgements"))
+    own = tuple(f"{i}/judgements" for i in iterations)
+    candidates = tuple(f"{i}/candidates" for i in iterations)
+    prompts = tuple(f"{i}/prompts" for i in iterations)
     metrics = [
-        ("reward_accuracy", ("seed/eft_eval", *judged), "10_reward_accuracy"),
-        ("length_drift", (*answers, *pairs), "11_length_drift"),
+        ("reward_accuracy", ("seed/eft_eval", *judged, *own), "10_reward_accuracy"),
+        ("length_drift", (*answers, *candidates, *own, *pairs), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), "12_win_rates"),
     ]
     steps = [
-        Step(f"metrics/{n}", i, ("eval",), notebook, (f"metrics/{n}.json",))
+        Step(f"metrics/{n}", i, ("eval.resamples",), notebook, (f"metrics/{n}.json",))
         for n, i, notebook in metrics
     ]
-    inputs = (*(s.name for s in steps), *loops, *pairs)
+    inputs = (*(s.name for s in steps), *prompts, *candidates, *own, *pairs)
     return [*steps, Step("report", inputs, (), "30_report", ("report.html",))]

@@ -37,7 +37,7 @@ CAPTIONS = {
     "length_distributions": "Distribution of answer lengths, with medians.",
     "chosen_rejected": "Length of the chosen and the rejected responses of each iteration.",
     "training_sft": "Loss of supervised fine-tuning.",
-    "training_dpo": "DPO on the pairs of each iteration. These curves are about the training pairs.",
+    "training_dpo": "DPO on the pairs of each iteration: about the training pairs only.",
 }
 
 
@@ -128,12 +128,10 @@ def _judging(table: pd.DataFrame) -> list[str]:
     for model, row in rows.iterrows():
         if model == "length alone" or pd.isna(row["value"]):
             continue
-        verdict = _against(
-            row, 0.5, "better than chance", "worse than chance", "not told from chance"
-        )
+        verdict = _against(row, 0.5, "above chance", "below chance", "not told from chance")
         told.append(
-            f"As a judge, {model} orders {_rate(row)} of the untied held-out pairs as the seed does: "
-            f"{verdict}. {100 * parsed[model]:.0f} % of its judgements parse."
+            f"As a judge, {model} orders {_rate(row)} of the untied held-out pairs as the seed "
+            f"does: {verdict}. {100 * parsed[model]:.0f} % of its judgements parse."
         )
     return told
 
@@ -168,13 +166,11 @@ def _matches(table: pd.DataFrame) -> list[str]:
 def _card(table: pd.DataFrame) -> list[str]:
     rows = table.set_index("metric").to_dict("index")
     accuracy, consistency = rows["accuracy"], rows["position_consistency"]
-    verdict = _against(
-        accuracy, 0.5, "better than a coin", "worse than a coin", "no better than a coin"
-    )
+    verdict = _against(accuracy, 0.5, "above a coin", "below a coin", "not told from a coin")
     return [
-        f"The referee itself agrees with the seed on {_rate(accuracy)} of held-out pairs ({verdict}) "
-        f"and keeps its verdict when the order is swapped in {_rate(consistency)}. Win rates are "
-        "worth as much as that."
+        f"The referee itself agrees with the seed on {_rate(accuracy)} of held-out pairs "
+        f"({verdict}) and keeps its verdict when the order is swapped in {_rate(consistency)}. "
+        "Win rates are worth as much as that."
     ]
 
 
@@ -224,9 +220,9 @@ DEVIATIONS = (
     "Prompts are written by M0 (the paper: a fixed Llama 2-Chat 70B).",
     "The referee of the comparisons is a model of this study, not GPT-4, and is named with each "
     "number together with how far it agrees with the seed's ranking.",
-    "No checkpoint is selected by an outside judge (the paper: Claude 2 on 253 prompts); each model "
+    "No checkpoint is selected by an outside judge (the paper: Claude 2, 253 prompts); each model "
     "is the end of its training.",
-    "The wording of the rubric is this kit's own; its criteria and output contract are the paper's.",
+    "The rubric's wording is this kit's own; its criteria and output contract are the paper's.",
 )
 
 
@@ -273,9 +269,8 @@ def _list(title: str, items: list[str] | tuple[str, ...]) -> str:
 
 def _table(frame: pd.DataFrame) -> str:
     frame = frame.map(lambda value: _text(value) if isinstance(value, str) else value)
-    body = frame.to_html(
-        index=False, escape=False, border=0, na_rep="", float_format="{:.3g}".format
-    )
+    options = {"index": False, "escape": False, "border": 0, "na_rep": ""}
+    body = frame.to_html(float_format="{:.3g}".format, **options)
     return f'<div class="wide">{body}</div>'
 
 
@@ -364,8 +359,8 @@ def _steps(study: Study) -> str:
         if name in records
     ]
     frame = pd.DataFrame(rows).astype({"rows": "Int64", "tokens": "Int64"})
-    total = f"<p>{frame['seconds'].sum():.0f} seconds in all steps, {frame['tokens'].sum():,} tokens.</p>"
-    return total + _table(frame)
+    seconds, tokens = frame["seconds"].sum(), frame["tokens"].sum()
+    return f"<p>{seconds:,.0f} seconds and {tokens:,} tokens in all steps.</p>{_table(frame)}"
 
 
 def _own_deviations(study: Study) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from srkit.config import (
     ARMS,

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a small study, ways to fill it, an engine without a model."""
+"""Shared fixtures: a small study, a way to fill it, an engine without a model."""
 
 import os
 import sys

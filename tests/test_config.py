@@ -167,9 +167,9 @@ def test_a_wrong_override_names_field_value_and_what_is_legal(overrides, parts):
 
 
 def test_unknown_presets_and_arms_name_the_nearest():
-    with pytest.raises(SrkitError, match="no preset 'gpu-25gb'. Did you mean 'gpu-24gb'"):
+    with pytest.raises(SrkitError, match=r"no preset 'gpu-25gb'. Did you mean 'gpu-24gb'"):
         resolve("gpu-25gb")
-    with pytest.raises(SrkitError, match="no arm 'ift_only'. Did you mean 'ift-only'"):
+    with pytest.raises(SrkitError, match=r"no arm 'ift_only'. Did you mean 'ift-only'"):
         resolve("tiny").for_arm("ift_only")
 
 
@@ -190,14 +190,14 @@ def test_unknown_presets_and_arms_name_the_nearest():
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name(values, parts):
-    with pytest.raises(SrkitError, match="x/study.yaml") as caught:
+    with pytest.raises(SrkitError, match=r"x/study.yaml") as caught:
         build(values, {}, "x/study.yaml")
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
 @pytest.mark.parametrize("values", [None, [1], {"dpo": None}, {"dpo": 3}, {"dpo": [0.1]}])
 def test_an_override_of_what_is_no_mapping_is_an_error_of_the_kit(values):
-    with pytest.raises(SrkitError, match="x/study.yaml.*not a mapping"):
+    with pytest.raises(SrkitError, match=r"x/study.yaml.*not a mapping"):
         build(values, {"dpo.beta": "0.2"}, "x/study.yaml")
 
 
@@ -231,3 +231,10 @@ def test_digest_follows_its_sections_and_the_seed_only():
     assert digest("model", "dpo") == digest("dpo", "model")
     assert digest("model") == digest("model", overrides="model.cache=/elsewhere")
     assert digest("model") != digest("model", overrides="model.lora_rank=8")
+    assert digest("judge") == digest("judge", overrides="judge.when_unhealthy=stop")
+    assert digest("judge") != digest("judge", overrides="judge.samples=9")
+    assert digest("judge.rubric") == digest("judge.rubric", overrides="judge.samples=9")
+    assert digest("judge.rubric") != digest(
+        "judge.rubric", overrides="judge.rubric=multiple_choice"
+    )
+    assert digest("eval.top_p") != digest("judge.top_p"), "equal values of other fields"

@@ -214,6 +214,19 @@ def test_a_tokenizer_without_template_gets_the_plain_one():
     assert tokenizer.bos_token_id not in encode_prompt(tokenizer, ASK)
 
 
+def test_templates_do_not_look_at_the_clock():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% if strftime_now is defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{% endif %}"
+        "Today Date: {{ date_string }}\n" + CHAT_TEMPLATE
+    )
+    models._complete(tokenizer, "llama")
+    assert tokenizer.decode(encode_prompt(tokenizer, ASK)).startswith(
+        f"Today Date: 26 Jul 2024\n{BOS}{TURN}user\n"
+    )
+
+
 @pytest.mark.parametrize("pad", [EOS, END_OF_TURN, None])
 def test_pad_that_ends_something_is_replaced_without_new_tokens(pad):
     tokenizer = tiny_tokenizer()

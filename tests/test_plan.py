@@ -133,13 +133,19 @@ def test_notebooks_are_the_series_in_order():
 
 def test_every_analysis_reads_the_models_of_all_arms_and_iterations():
     steps = by_name(resolve("tiny", "iterations=3"), ("self-rewarding", "random-judge"))
-    judged = {i for i in steps["metrics/reward_accuracy"].inputs if "/iter-" not in i}
+    read = {n: set(steps[f"metrics/{n}"].inputs) for n in ("reward_accuracy", "length_drift")}
+    judged = {i for i in read["reward_accuracy"] if "/iter-" not in i}
     models = [
         "baseline",
         "M1",
         *(f"{a}/M{t}" for a in ("self-rewarding", "random-judge") for t in (2, 3, 4)),
     ]
     assert judged == {"seed/eft_eval", *(f"{model}/judgements" for model in models)}
+    for arm, t in (("self-rewarding", 1), ("random-judge", 3)):
+        assert f"{arm}/iter-{t}/judgements" in read["reward_accuracy"], "for the judge's health"
+        assert {f"{arm}/iter-{t}/{n}" for n in ("candidates", "judgements", "pairs")} < read[
+            "length_drift"
+        ]
 
 
 def test_an_unknown_arm_is_refused():

@@ -237,7 +237,7 @@ def test_rubrics_keep_the_criteria_in_the_paper_s_order():
 def test_missing_and_unknown_fields_are_named():
     with pytest.raises(SrkitError, match=r"judge_additive.txt .* \$instruction; it has \['instru"):
         render("judge_additive", instruction="x")
-    with pytest.raises(SrkitError, match="no prompt file nothing.txt"):
+    with pytest.raises(SrkitError, match=r"no prompt file nothing.txt"):
         text("nothing")
 
 
@@ -256,7 +256,7 @@ def test_another_wording(tmp_path, monkeypatch):
 
 def test_a_folder_of_prompts_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("SRKIT_PROMPTS", str(tmp_path / "promts"))
-    with pytest.raises(SrkitError, match="SRKIT_PROMPTS.*promts"):
+    with pytest.raises(SrkitError, match=r"SRKIT_PROMPTS.*promts"):
         text("compare")
 
 

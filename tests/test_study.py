@@ -406,37 +406,58 @@ def test_a_changed_adapter_is_named(full):
     assert not_done(full) == dependents(full, "M1/adapter")
 
 
-@pytest.mark.parametrize(
-    ("override", "sections"),
-    [
-        ("dpo.beta=0.3", {"dpo"}),
-        ("judge.samples=2", {"judge"}),
-        ("pairs.min_gap=0.5", {"pairs"}),
-        ("candidates.n=5", {"candidates"}),
-        ("instruct.prompts=9", {"instruct"}),
-        ("sft.epochs=2", {"sft"}),
-        ("seed.ift=9", {"seed"}),
-        ("eval.resamples=9", {"eval"}),
-        ("model.lora_rank=2", {"model"}),
-    ],
-)
-def test_changed_settings_make_exactly_their_steps_stale(full, override, sections):
-    changed = Study.open(full.path, overrides=override, change=True)
-    users = {s.name for s in full.steps.values() if sections & set(s.settings)}
+SETTINGS = {
+    "dpo.beta": 0.3,
+    "judge.samples": 2,
+    "judge.rubric": "multiple_choice",
+    "pairs.min_gap": 0.5,
+    "candidates.n": 5,
+    "instruct.prompts": 9,
+    "sft.epochs": 2,
+    "sft.eft_modal_share": 0.3,
+    "seed.ift": 9,
+    "eval.resamples": 9,
+    "eval.judge_samples": 2,
+    "eval.temperature": 0.1,
+    "eval.referee": "baseline",
+    "model.lora_rank": 2,
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_changed_settings_make_exactly_their_steps_stale(full, setting):
+    section, field = setting.split(".")
+    old = getattr(getattr(full.config, section), field)
+    changed = Study.open(full.path, overrides=f"{setting}={SETTINGS[setting]}", change=True)
+    users = {s.name for s in full.steps.values() if {section, setting} & set(s.settings)}
     expected = set().union(*(dependents(full, name) for name in users))
+    assert users
     assert not_done(changed) == expected
     assert all("made with other settings" in changed.state(n) for n in users)
-    back = override.split("=")[0]
-    section, field = back.split(".")
-    old = getattr(getattr(full.config, section), field)
-    assert not_done(Study.open(full.path, overrides=f"{back}={old}", change=True)) == set()
+    assert not_done(Study.open(full.path, overrides=f"{setting}={old}", change=True)) == set()
 
 
-def test_another_random_seed_makes_everything_stale_and_another_cache_nothing(full):
+@pytest.mark.parametrize(
+    "setting",
+    ["judge.when_unhealthy=stop", "judge.max_modal_share=0.5", "judge.max_flat_rate=0.5",
+     "judge.min_parse_rate=0.1", "pairs.min_pairs=1", "model.cache=elsewhere"],
+)  # fmt: skip
+def test_a_limit_that_was_too_strict_costs_no_work(full, setting):
+    assert not_done(Study.open(full.path, overrides=setting, change=True)) == set()
+
+
+def test_more_judgements_do_not_train_m1_again(full):
+    """The advice of an iteration with too many ties is to raise judge.samples."""
+    changed = Study.open(full.path, overrides="judge.samples=9 eval.resamples=9", change=True)
+    states = changed.states()
+    assert states["M1/adapter"] == states["M1/responses"] == "done"
+    assert states["self-rewarding/iter-1/candidates"] == "done"
+    assert states["self-rewarding/iter-1/judgements"].startswith("stale: made with other settings")
+
+
+def test_another_random_seed_makes_everything_stale(full):
     changed = Study.open(full.path, overrides="random_seed=1", change=True)
     assert not_done(changed) == set(full.steps)
-    moved = Study.open(full.path, overrides="random_seed=0 model.cache=elsewhere", change=True)
-    assert not_done(moved) == set()
 
 
 def test_fewer_or_more_iterations_make_the_analyses_stale(full):
@@ -455,7 +476,9 @@ def test_another_start_makes_the_loop_stale(full):
 
 
 def test_a_step_needs_its_inputs(study, full, make):
-    with pytest.raises(SrkitError, match="baseline/adapter is not there yet.*notebook 02_seed_sft"):
+    with pytest.raises(
+        SrkitError, match=r"baseline/adapter is not there yet.*notebook 02_seed_sft"
+    ):
         make(study, "baseline/judgements")
     with pytest.raises(
         SrkitError, match=r"iter-1/prompts .*04_iteration.*\(arm and iteration: self"
@@ -469,7 +492,9 @@ def test_a_step_needs_its_inputs(study, full, make):
 
 def test_unknown_steps_are_errors_of_the_kit(study):
     for ask in (study.step, study.state, study.read):
-        with pytest.raises(SrkitError, match="no step 'self-rewarding/iter-9/pairs'.*2 iterations"):
+        with pytest.raises(
+            SrkitError, match=r"no step 'self-rewarding/iter-9/pairs'.*2 iterations"
+        ):
             ask("self-rewarding/iter-9/pairs")
     assert not study.has("self-rewarding/iter-9/pairs")
 
@@ -503,7 +528,7 @@ def test_other_settings_are_refused_unless_said_so(study, preset, overrides, cha
 
 
 def test_no_study_and_no_preset(study):
-    with pytest.raises(SrkitError, match="no study at .*Studies beside it: study.*--preset cpu"):
+    with pytest.raises(SrkitError, match=r"no study at .*Studies beside it: study.*--preset cpu"):
         Study.open(study.path.parent / "studdy")
 
 
@@ -515,7 +540,7 @@ def test_a_broken_study_yaml_is_an_error_and_never_the_paper_s_settings(study, c
 
 
 def test_a_wrong_arm_makes_no_study(tmp_path):
-    with pytest.raises(SrkitError, match="no arm 'random_judge'. Did you mean 'random-judge'"):
+    with pytest.raises(SrkitError, match=r"no arm 'random_judge'. Did you mean 'random-judge'"):
         Study.open(tmp_path / "s", "tiny", arm="random_judge")
     assert not (tmp_path / "s").exists()
 
@@ -642,13 +667,11 @@ def test_a_full_disk_says_so_and_costs_one_chunk(disk, tmp_path):
 
 def test_a_disk_that_is_full_from_the_start(disk):
     study = Study.open(disk / "s", "tiny")
-    with pytest.raises(OSError, match="No space left"), (disk / "ballast").open("wb") as file:
-        while True:
-            file.write(bytes(4096))
-            file.flush()
-    with pytest.raises(SrkitError, match="No space left on device. Free some space"):
+    free = shutil.disk_usage(disk).free
+    (disk / "ballast").write_bytes(bytes(free))
+    with pytest.raises(SrkitError, match=r"No space left on device. Free some space"):
         study.make_table("seed/ift", ITEMS, work, CHUNK)
-    with pytest.raises(SrkitError, match="No space left on device. Free some space"):
+    with pytest.raises(SrkitError, match=r"No space left on device. Free some space"):
         Study.open(disk / "other", "tiny")
 
 
@@ -662,7 +685,7 @@ def test_a_read_only_disk_can_be_read_and_says_that_it_cannot_be_written(disk):
         lambda: Study.open(disk / "s", overrides="dpo.beta=1", change=True),
         lambda: Study.open(disk / "other", "tiny"),
     ):
-        with pytest.raises(SrkitError, match="Could not write .*Read-only file system"):
+        with pytest.raises(SrkitError, match=r"Could not write .*Read-only file system"):
             attempt()
 
 
@@ -675,7 +698,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, what):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, what, fail)
-    with pytest.raises(SrkitError, match="Could not write .*No space left"):
+    with pytest.raises(SrkitError, match=r"Could not write .*No space left"):
         write_atomically(file, "new")
     assert file.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

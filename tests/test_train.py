@@ -1,0 +1,516 @@
+"""Training on the tiny model: what the losses are taken on, what DPO starts from, and resuming."""
+
+import hashlib
+import json
+import math
+import socket
+import types
+
+import pytest
+import torch
+import trl.trainer.utils
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from srkit import train
+from srkit.config import Dpo, Model, Sft, SrkitError
+from srkit.models import (
+    Policy,
+    attach_adapter,
+    end_of_turn_id,
+    fingerprint,
+    load_base,
+    load_policy,
+)
+from srkit.tiny import tiny_model, tiny_tokenizer
+from srkit.train import (
+    IGNORED,
+    Example,
+    Preference,
+    completion_logps,
+    dpo_row,
+    epoch_order,
+    loss_mask_table,
+    planned_steps,
+    preference_loss,
+    sft_row,
+    train_dpo,
+    train_sft,
+)
+
+TINY = Model(name="tiny", lora_rank=4, lora_dropout=0.1)
+PLAIN = Model(name="tiny", lora_rank=4)
+SFT = Sft(learning_rate=1e-3, batch_size=4, micro_batch=2, epochs=2, save_steps=2, max_tokens=200)
+DPO = Dpo(learning_rate=1e-3, batch_size=4, micro_batch=2, epochs=2, save_steps=2, max_tokens=200)
+SEED = 2**40 + 7  # a derived seed is larger than numpy takes
+
+
+def _ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+EXAMPLES = [
+    Example(_ask(f"What is {i} + {i}?" * (1 + i % 3)), f"It is {2 * i}. Score: {i % 6}", i % 4 > 0)
+    for i in range(11)
+]
+PAIRS = [
+    Preference(e.conversation, e.completion, "No" + " no" * (i % 5), e.finished, i % 3 > 0)
+    for i, e in enumerate(EXAMPLES)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def m1(tmp_path_factory):
+    """An M1 trained for two epochs: its folder, and what the training returned."""
+    folder = tmp_path_factory.mktemp("study") / "M1"
+    return folder, train_sft(TINY, EXAMPLES, SFT, folder, SEED)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """An M1 without dropout, whose losses can be recomputed."""
+    folder = tmp_path_factory.mktemp("plain") / "M1"
+    return folder, train_sft(PLAIN, EXAMPLES, SFT, folder, 3)
+
+
+@pytest.fixture(scope="module")
+def plain_m2(plain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain") / "M2"
+    return folder, train_dpo(PLAIN, plain[0], PAIRS, DPO, folder, 3)
+
+
+@pytest.fixture(scope="module")
+def m2(m1, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "M2"
+    return folder, train_dpo(TINY, m1[0], PAIRS, DPO, folder, SEED)
+
+
+def _sha(folder) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+# --- formulas ----------------------------------------------------------------------------------
+
+
+def test_preference_loss_by_hand():
+    chosen, rejected, zero = (
+        torch.tensor([-10.0, -1.0]),
+        torch.tensor([-12.0, -4.0]),
+        torch.zeros(2),
+    )
+    loss = preference_loss(chosen, rejected, zero, zero, beta=0.5)
+    # -log sigmoid(0.5 * 2) and -log sigmoid(0.5 * 3)
+    assert loss.tolist() == pytest.approx([0.3132617, 0.2014133], abs=1e-6)
+    same = preference_loss(chosen, rejected, chosen, rejected, beta=0.1)
+    assert same.tolist() == pytest.approx([math.log(2)] * 2)
+    worse = preference_loss(rejected, chosen, zero, zero, beta=0.5)
+    assert worse.tolist() == pytest.approx([1.3132617, 1.7014133], abs=1e-6)
+
+
+def test_completion_logps_are_shifted_and_summed(tokenizer):
+    """Token i is scored by the logits after token i - 1, and the sum is not an average."""
+    model = tiny_model(tokenizer)
+    prompt, completion = [1, 3, 60, 70, 80], [90, 100, 4]
+    ids = torch.tensor([prompt + completion])
+    expected = 0.0
+    for i, token in enumerate(completion):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion[:i]])).logits[0, -1]
+        expected += float(logits.log_softmax(-1)[token])
+    mask = torch.tensor([[0] * 5 + [1] * 3])
+    assert completion_logps(model, ids, mask).item() == pytest.approx(expected, abs=1e-4)
+    unshifted = model(ids).logits.log_softmax(-1).gather(-1, ids[..., None])[0, 5:, 0].sum()
+    assert abs(float(unshifted) - expected) > 0.1
+    padded = torch.tensor([[*prompt, *completion, 0, 0]])
+    longer = torch.tensor([[0] * 5 + [1] * 3 + [0] * 2])
+    assert completion_logps(model, padded, longer).item() == pytest.approx(expected, abs=1e-4)
+
+
+# --- examples as tokens ------------------------------------------------------------------------
+
+
+def test_loss_is_on_the_completion_and_its_end_only(tokenizer):
+    table = loss_mask_table(tokenizer, Example(_ask("Say hello."), "Hello."))
+    assert "".join(text for text, _ in table) == (
+        "<|bos|><|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>"
+    )
+    assert "".join(text for text, trained in table if trained) == "Hello.<|im_end|>"
+    cut = loss_mask_table(tokenizer, Example(_ask("Say hello."), "Hel", finished=False))
+    assert "".join(text for text, trained in cut if trained) == "Hel"
+
+
+def test_rows_have_one_bos_and_end_only_what_is_finished(tokenizer):
+    end = end_of_turn_id(tokenizer)
+    for example in EXAMPLES:
+        row = sft_row(tokenizer, example)
+        assert row["input_ids"].count(tokenizer.bos_token_id) == 1
+        assert (row["labels"][-1] == end) is example.finished
+    for pair in PAIRS:
+        row = dpo_row(tokenizer, pair)
+        assert (row["chosen_ids"][-1] == end) is pair.chosen_finished
+        assert (row["rejected_ids"][-1] == end) is pair.rejected_finished
+        assert tokenizer.bos_token_id not in row["chosen_ids"] + row["rejected_ids"]
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=40), st.integers(1, 9), st.integers(0, 99))
+def test_epoch_order_is_a_permutation_in_random_batches_sorted_inside(lengths, batch, seed):
+    order = epoch_order(lengths, batch, seed, epoch=1)
+    assert sorted(order) == list(range(len(lengths)))
+    for start in range(0, len(order), batch):
+        part = [lengths[i] for i in order[start : start + batch]]
+        assert part == sorted(part, reverse=True)
+    equal = [1] * len(lengths)
+    members = [set(order[i : i + batch]) for i in range(0, len(order), batch)]
+    blind = epoch_order(equal, batch, seed, epoch=1)
+    assert members == [set(blind[i : i + batch]) for i in range(0, len(order), batch)]
+
+
+def test_epoch_order_changes_with_epoch_and_seed():
+    orders = {tuple(epoch_order([1] * 30, 4, s, e)) for s in (0, 1) for e in (0, 1)}
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "batch", "steps"),
+    [(11, 2, 4, 6), (12, 1, 4, 3), (1, 3, 16, 3), (32, 0.5, 8, 2)],
+)
+def test_planned_steps(rows, epochs, batch, steps):
+    settings = Sft(epochs=epochs, batch_size=batch)
+    assert planned_steps(rows, settings) == steps
+
+
+def test_warm_up_longer_than_the_run_is_refused(tmp_path):
+    settings = SFT.model_copy(update={"warmup_steps": 6})
+    with pytest.raises(SrkitError, match=r"warmup_steps = 6, but 11 examples .* only 6 steps"):
+        train_sft(TINY, EXAMPLES, settings, tmp_path / "M1", 0)
+    assert not (tmp_path / "M1").exists()
+
+
+# --- SFT ---------------------------------------------------------------------------------------
+
+
+def test_sft_writes_an_adapter_that_proves_itself(m1):
+    folder, run = m1
+    names = {"adapter_model.safetensors", "adapter_config.json", "fingerprint.json"}
+    assert {p.name for p in folder.iterdir()} == names | {"training.jsonl"}
+    policy = load_policy(TINY, folder, "M1")
+    recorded = json.loads((folder / "fingerprint.json").read_text())
+    assert fingerprint(policy) == recorded
+    assert recorded["effect"] > 0.01
+    rows = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert rows == run.log
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert set(rows[0]) == {"step", "loss", "learning_rate", "seconds"}
+
+
+def test_sft_counts_steps_and_tokens(m1, tokenizer):
+    _, run = m1
+    rows = [sft_row(tokenizer, example) for example in EXAMPLES]
+    assert (run.steps, run.examples, run.left_out) == (planned_steps(11, SFT), 11, 0)
+    assert run.tokens == 2 * sum(len(row["input_ids"]) for row in rows)
+    assert run.trained_tokens == 2 * sum(x != IGNORED for row in rows for x in row["labels"])
+    half = SFT.model_copy(update={"epochs": 0.5})
+    first = epoch_order([len(r["labels"]) for r in rows], 4, 5, 0)[:8]
+    counted = train._tokens_seen(rows, half, 5, planned_steps(11, half))
+    assert counted[0] == sum(len(rows[i]["input_ids"]) for i in first)
+
+
+def test_first_sft_loss_is_the_mean_over_completion_tokens_of_the_first_batch(plain, tokenizer):
+    """Ties the mask, the order, the shift and the normalisation to four lines of our own.
+
+    A new adapter is the identity, so that the first loss is the base's own.
+    """
+    rows = [sft_row(tokenizer, example) for example in EXAMPLES]
+    batch = [rows[i] for i in epoch_order([len(r["labels"]) for r in rows], 4, 3, 0)[:4]]
+    model, total, tokens = tiny_model(tokenizer), 0.0, 0
+    for row in batch:
+        mask = torch.tensor([[int(label != IGNORED) for label in row["labels"]]])
+        with torch.no_grad():
+            total -= float(completion_logps(model, torch.tensor([row["input_ids"]]), mask))
+        tokens += int(mask.sum())
+    assert plain[1].log[0]["loss"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_learning_rate_is_a_cosine_towards_its_final_ratio(m1):
+    rates = [row["learning_rate"] for row in m1[1].log]
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    assert rates == pytest.approx([1e-3 * (0.2 + 0.8 * c) for c in cosine])
+
+
+def test_micro_batches_and_checkpointing_make_the_same_update(plain, tmp_path):
+    """2 x 2 accumulated is 4 x 1 and 1 x 4, up to rounding."""
+    for change in ({"micro_batch": 1}, {"micro_batch": 4, "gradient_checkpointing": True}):
+        folder = tmp_path / str(change["micro_batch"])
+        train_sft(PLAIN, EXAMPLES, SFT.model_copy(update=change), folder, 3)
+        a, b = (load_file(f / "adapter_model.safetensors") for f in (plain[0], folder))
+        assert max(float((a[n] - b[n]).abs().max()) for n in a) < 0.01 * SFT.learning_rate
+
+
+def test_long_and_empty_examples_are_left_out_and_counted(tmp_path, m1):
+    extra = [Example(_ask("x " * 300), "long"), Example(_ask("empty"), "", finished=False)]
+    run = train_sft(TINY, [*EXAMPLES, *extra], SFT, tmp_path / "M1", SEED)
+    assert (run.examples, run.left_out) == (11, 2)
+    assert _sha(tmp_path / "M1") == _sha(m1[0])
+    with pytest.raises(SrkitError, match="None of 2 examples can be trained on"):
+        train_sft(TINY, extra, SFT, tmp_path / "none", 0)
+
+
+def test_unknown_lora_targets_name_the_legal_ones(tmp_path):
+    cfg = Model(name="tiny", lora_targets=["query"])
+    with pytest.raises(SrkitError, match=r"down_proj, gate_proj.*q_proj"):
+        train_sft(cfg, EXAMPLES, SFT, tmp_path / "M1", 0)
+
+
+def test_a_loss_that_explodes_is_reported():
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}]
+    with pytest.raises(SrkitError, match="stopped being a number at step 2"):
+        train._check_end(None, {}, log)
+
+
+# --- DPO ---------------------------------------------------------------------------------------
+
+
+def test_dpo_starts_at_ln_2_and_learns(m2):
+    log = m2[1].log
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=0.05)  # dropout is on in training
+    assert log[-1]["loss"] < 0.6
+    assert log[-1]["reward_accuracy"] > 0.8
+    assert log[-1]["reward_margin"] > 0.1
+    assert {"logp_chosen", "logp_rejected"} < set(log[0])
+    assert all(row["logp_chosen"] < 0 for row in log)
+
+
+def test_first_dpo_loss_is_ln_2_without_dropout(plain_m2):
+    assert plain_m2[1].log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_dpo_starts_from_m1_and_leaves_m1_alone(m1, m2):
+    """One tiny step away from M1, not from the base, and M1's folder is as it was."""
+    folder, run = m2
+    assert fingerprint(load_policy(TINY, m1[0])) == json.loads(
+        (m1[0] / "fingerprint.json").read_text()
+    )
+    a, b = (load_file(f / "adapter_model.safetensors") for f in (m1[0], folder))
+    assert a.keys() == b.keys()
+    moved = max(float((a[n] - b[n]).abs().max()) for n in a)
+    assert 0 < moved < 2 * run.steps * DPO.learning_rate  # Adam moves at most about the rate
+    assert {p.name for p in folder.iterdir()} == {p.name for p in m1[0].iterdir()}
+
+
+def test_dpo_logs_the_policys_own_log_probabilities(plain, plain_m2, tokenizer):
+    rows = [dpo_row(tokenizer, pair) for pair in PAIRS]
+    lengths = [train._lengths(row)[0] for row in rows]
+    policy, logps = load_policy(PLAIN, plain[0]), []
+    for i in epoch_order(lengths, 4, 3, 0)[:4]:
+        ids = rows[i]["prompt_ids"] + rows[i]["chosen_ids"]
+        mask = [0] * len(rows[i]["prompt_ids"]) + [1] * len(rows[i]["chosen_ids"])
+        logps.append(
+            float(completion_logps(policy.model, torch.tensor([ids]), torch.tensor([mask])))
+        )
+    assert plain_m2[1].log[0]["logp_chosen"] == pytest.approx(sum(logps) / 4, rel=1e-4)
+
+
+@pytest.fixture
+def dpo_trainer(m1, tmp_path, monkeypatch):
+    """A trainer as train_dpo makes it, taken just before its start is checked."""
+    taken = {}
+
+    def take(trainer, start):
+        taken.update(trainer=trainer, start=start)
+        raise InterruptedError
+
+    monkeypatch.setattr(train, "_check_start", take)
+    with pytest.raises(InterruptedError):
+        train_dpo(TINY, m1[0], PAIRS, DPO, tmp_path / "M2", 0)
+    monkeypatch.undo()
+    return taken["trainer"], taken["start"]
+
+
+def test_reference_is_a_frozen_copy_of_m_t(dpo_trainer, m1):
+    trainer, start = dpo_trainer
+    train._check_start(trainer, start)
+    weights = load_file(m1[0] / "adapter_model.safetensors")
+    named = dict(trainer.model.named_parameters())
+    for name, value in weights.items():
+        reference = named[name.replace(".weight", ".ref.weight")]
+        assert torch.equal(reference, value)
+        assert not reference.requires_grad
+    trained = {n for n, p in named.items() if p.requires_grad}
+    assert len(trained) == len(weights)
+    assert all(".default." in n for n in trained)
+
+
+def test_a_reference_that_is_not_m_t_is_refused(dpo_trainer):
+    trainer, start = dpo_trainer
+    named = dict(trainer.model.named_parameters())
+    reference = next(p for n, p in named.items() if ".lora_B.ref." in n)
+    reference.data += 0.01
+    with pytest.raises(SrkitError, match="not a separate copy"):
+        train._check_start(trainer, start)
+    reference.data = named[next(n for n in named if ".lora_B.default." in n)].data
+    with pytest.raises(SrkitError, match="not a separate copy"):  # one memory: 0 to learn
+        train._check_start(trainer, start)
+
+
+def test_a_reference_that_is_the_base_is_refused(dpo_trainer):
+    """What `peft_config` does in TRL: no frozen copy, reference log-probabilities of the base."""
+    trainer, start = dpo_trainer
+    trainer.model.delete_adapter("ref")
+    with pytest.raises(SrkitError, match="needs a trainable policy and a frozen copy"):
+        train._check_start(trainer, start)
+
+
+def test_reference_values_of_another_model_are_refused(dpo_trainer):
+    trainer, start = dpo_trainer
+    wrong = [0.0] * len(trainer.train_dataset)
+    rows = trainer.train_dataset.remove_columns("ref_chosen_logps")
+    trainer.train_dataset = rows.add_column("ref_chosen_logps", wrong)
+    with pytest.raises(SrkitError, match=r"first loss is .* and not ln 2"):
+        train._check_start(trainer, start)
+
+
+def test_a_frozen_adapter_trains_nothing_and_is_refused(m1):
+    base, tokenizer = load_base(TINY)
+    frozen = attach_adapter(Policy(base, tokenizer, "M1"), m1[0], trainable=False)
+    with pytest.raises(SrkitError, match="no trainable parameters"):
+        train._adapter_values(frozen.model)
+
+
+def test_an_adapter_that_did_not_change_is_refused(m1):
+    base, tokenizer = load_base(TINY)
+    policy = attach_adapter(Policy(base, tokenizer, "M1"), m1[0], trainable=True)
+    with pytest.raises(SrkitError, match="did not change the adapter"):
+        train._check_end(policy.model, train._adapter_values(policy.model), [])
+
+
+def test_nf4_adapters_stay_float32(tmp_path):
+    """bfloat16, to which TRL rounds them, is coarser than an update at the paper's rates."""
+    cfg = Model(name="tiny", quantization="nf4", lora_rank=4)
+    train_sft(cfg, EXAMPLES, SFT.model_copy(update={"learning_rate": 1e-6}), tmp_path / "M1", 0)
+    run = train_dpo(cfg, tmp_path / "M1", PAIRS, DPO, tmp_path / "M2", 0)
+    assert run.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert run.log[-1]["loss"] < 0.66
+    for name in ("M1", "M2"):
+        weights = load_file(tmp_path / name / "adapter_model.safetensors")
+        assert {w.dtype for w in weights.values()} == {torch.float32}
+    first = load_file(tmp_path / "M1" / "adapter_model.safetensors")
+    a = next(w for n, w in first.items() if "lora_A" in n)
+    assert not torch.equal(a, a.bfloat16().float())
+
+
+# --- repeating and resuming --------------------------------------------------------------------
+
+
+def _kill_at(step: int, monkeypatch):
+    """Stop the next training as a kill would, at the end of a step."""
+    plain = train._Progress.on_step_end
+
+    def on_step_end(self, args, state, control, **more):
+        plain(self, args, state, control, **more)
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Progress, "on_step_end", on_step_end)
+
+
+@pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint; in the second epoch
+def test_a_killed_sft_goes_on_and_ends_the_same(step, m1, tmp_path, monkeypatch):
+    folder = tmp_path / "M1"
+    _kill_at(step, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(TINY, EXAMPLES, SFT, folder, SEED)
+    assert not (folder / "fingerprint.json").exists()
+    monkeypatch.undo()
+    torch.rand(3)  # what else the process does must not matter
+    run = train_sft(TINY, EXAMPLES, SFT, folder, SEED)
+    assert _sha(folder) == _sha(m1[0])
+    assert (folder / "fingerprint.json").read_text() == (m1[0] / "fingerprint.json").read_text()
+    assert [row["loss"] for row in run.log] == [row["loss"] for row in m1[1].log]
+    assert (run.steps, run.trained_tokens) == (m1[1].steps, m1[1].trained_tokens)
+
+
+def test_a_killed_dpo_goes_on_and_ends_the_same(m1, m2, tmp_path, monkeypatch):
+    folder = tmp_path / "M2"
+    _kill_at(5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(TINY, m1[0], PAIRS, DPO, folder, SEED)
+    monkeypatch.undo()
+    steps = []
+    monkeypatch.setattr(
+        train._Progress, "on_step_end", lambda s, a, state, c, **m: steps.append(state.global_step)
+    )
+    run = train_dpo(TINY, m1[0], PAIRS, DPO, folder, SEED)
+    assert steps == [5, 6]  # the checkpoint of step 4 was used
+    assert _sha(folder) == _sha(m2[0])
+    assert [row["loss"] for row in run.log] == [row["loss"] for row in m2[1].log]
+
+
+def test_another_seed_trains_another_adapter(m1, tmp_path):
+    train_sft(TINY, EXAMPLES, SFT, tmp_path / "M1", SEED + 1)
+    assert _sha(tmp_path / "M1") != _sha(m1[0])
+
+
+def test_the_last_whole_checkpoint_is_taken(tmp_path):
+    assert train._last_checkpoint(tmp_path) is None
+    for step in (2, 4, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"epoch": 1')
+    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_training_needs_no_network_and_prints_nothing(m1, tmp_path, monkeypatch, capsys):
+    def refuse(*args, **more):
+        raise AssertionError(f"network used: {args}")
+
+    monkeypatch.delenv("CI", raising=False)  # where set, TRL sends no telemetry anyway
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    train_dpo(TINY, m1[0], PAIRS, DPO, tmp_path / "M2", SEED)
+    assert capsys.readouterr().out == ""
+
+
+def test_settings_of_the_process_are_given_back(m1):
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not trl.trainer.utils._use_triton(torch.device("cpu"))
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_scoring_only_completions_changes_nothing_but_the_time(tokenizer):
+    """TRL's loss and gradient with all positions scored, and with those that have a label."""
+    results = []
+    row = sft_row(tokenizer, EXAMPLES[2])
+    for context in (train._quiet_and_deterministic, lambda: torch.enable_grad()):
+        model = tiny_model(tokenizer)
+        trl.trainer.utils.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+        with context():
+            out = model(inputs_embeds=embedded, labels=labels, fused_lm_head=True)
+            out.loss.backward()
+        results.append((float(out.loss), embedded.grad))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "optim"), [(torch.bfloat16, "paged_adamw_8bit")])
+def test_arguments_on_a_gpu(dtype, optim, tmp_path, monkeypatch):
+    """No GPU is needed to see what one would be told."""
+    monkeypatch.setattr(train, "placement", lambda cfg: ("cuda", dtype))
+    told = train._arguments(
+        lambda **more: types.SimpleNamespace(n_gpu=2, **more), TINY, SFT, tmp_path, 0
+    )
+    assert (told.optim, told.bf16, told.fp16, told.use_cpu) == (optim, True, False, False)
+    assert told.gradient_accumulation_steps == 2
+    assert told._n_gpu == 1
+    assert told.report_to == "none"
