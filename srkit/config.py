@@ -90,7 +90,7 @@ class Training(Section):
     micro_batch: PositiveInt = Field(1, description="per step on the device; divides batch_size")
     max_tokens: PositiveInt = Field(2048, description="longer examples are left out and counted")
     warmup_steps: int = Field(0, ge=0)
-    optimizer: Literal["auto", "adamw_torch", "paged_adamw_8bit"] = "auto"
+    optimizer: Literal["auto", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit"] = "auto"
     gradient_checkpointing: bool = False
     save_steps: PositiveInt = Field(50, description="checkpoint interval: what a kill can lose")
 

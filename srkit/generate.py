@@ -45,7 +45,7 @@ Ids = tuple[int, ...]
 NOWHERE = 2**30  # position of a column that holds nothing: after every real position
 ROW_LIMIT = {"cpu": 64, "cuda": 256}  # beyond it more rows hardly raise tokens per second
 MEMORY_SHARE = 0.7  # of free memory, for caches and logits; the rest is for activations
-PREFILL_TOKENS = 2048  # in one forward pass
+PREFILL_TOKENS = 2048  # new ones in one forward pass, which may read four times as many
 OPTION_LOGITS = 256  # positions in one forward pass that need logits over the vocabulary
 GROWTH = 128  # columns by which a row's cache grows
 ROW_WORK = 512  # columns of attention that take about as long as a row's matrix products
@@ -122,12 +122,12 @@ def score_options(
             "tokens. Every option needs text that the tokenizer keeps; leave this one out."
         )
     ids = [tuple(encode_prompt(policy.tokenizer, c)) for c in conversations]
-    scores: dict[Ids, list[float]] = {}
-    if ids and encoded:
-        with torch.no_grad(), _prepared(policy.model) as model:
-            batch = _Batch(model, ids, max(map(len, encoded)))
-            scores = batch.score(map(_Prompt, dict.fromkeys(ids)), encoded)
-    return np.array([scores[i] for i in ids], dtype=np.float64).reshape(len(ids), len(options))
+    if not (ids and encoded):
+        return np.zeros((len(ids), len(encoded)))
+    with torch.no_grad(), _prepared(policy.model) as model:
+        batch = _Batch(model, ids, max(map(len, encoded)))
+        scores = batch.score(map(_Prompt, dict.fromkeys(ids)), encoded)
+    return np.array([scores[i] for i in ids], dtype=np.float64)
 
 
 # --- drawing a token -----------------------------------------------------------------------------
@@ -507,8 +507,9 @@ class _Batch:
 
     def _chunk(self, prompts: list[_Prompt], logits: int = 1) -> int:
         """How many of the prompts, longest first, go into one forward pass."""
-        width = len(prompts[0].ids) - self.shared
-        return max(1, min(PREFILL_TOKENS // width, OPTION_LOGITS // logits, self.limit))
+        longest = len(prompts[0].ids)
+        new, read = PREFILL_TOKENS // (longest - self.shared), 4 * PREFILL_TOKENS // longest
+        return max(1, min(new, read, OPTION_LOGITS // logits, self.limit))
 
     def _alive(self) -> list[_Row | None]:
         return [None if row is None or row.done else row for row in self.slots]

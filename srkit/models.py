@@ -89,9 +89,9 @@ PROBES = (
     "What is 17 + 25?",
     "Review the response and give it a score from 0 to 5.",
 )
-# Of the standard deviation of the logits. The same model in bfloat16 on another device stays below
-# a third of this; another base, or another quantisation, is off by several times as much.
-TOLERANCE = 0.1
+# In standard deviations of the logits. Measured with SmolLM2 and the tiny model: bfloat16 instead
+# of float32 is off by 0.01 to 0.04, 4-bit weights by 0.3 to 0.8, another base by more than 1.
+TOLERANCE = 0.15
 
 
 @dataclass
@@ -379,7 +379,7 @@ def _gguf_key(path: Path) -> str:
 
 
 def _complete(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Give it a chat template if it has none, without a clock, and a pad token that ends nothing."""
+    """Give it a chat template if it has none, no clock, and a pad token that ends nothing."""
     if tokenizer.eos_token_id is None:
         raise SrkitError(
             f"The tokenizer of {name!r} has no end-of-sequence token, so answers could not end. "
@@ -560,8 +560,8 @@ def fingerprint(policy: Policy) -> dict[str, Any]:
 def check_fingerprint(recorded: dict[str, Any], found: dict[str, Any], where: Path) -> None:
     """Refuse an adapter that is not what was recorded when it was trained.
 
-    Weights must be equal to the bit; logits within TOLERANCE standard deviations of the recorded
-    base logits. Raises: SrkitError.
+    Weights must be equal to the bit, logits within TOLERANCE (see `logit_distance`).
+    Raises: SrkitError.
     """
     advice = (
         "Use the model section that the study was made with, or delete the adapter and run its "
@@ -586,9 +586,9 @@ def check_fingerprint(recorded: dict[str, Any], found: dict[str, Any], where: Pa
 
 
 def logit_distance(a: list[list[float]], b: list[list[float]], base: list[list[float]]) -> float:
-    """Largest difference of two summaries of logits, in standard deviations of the base's."""
+    """Root mean square difference of two summaries of logits, in standard deviations of `base`."""
     a, b, base = (torch.tensor(rows, dtype=torch.float64) for rows in (a, b, base))
-    return float((a - b).abs().max() / base.std()) if a.shape == b.shape else math.inf
+    return float((a - b).square().mean().sqrt() / base.std()) if a.shape == b.shape else math.inf
 
 
 def adapter_sha256(model: PeftModel) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,19 @@ def draw(study: Study, name: str) -> Figure:
 
 def finish(study: Study, name: str, numbers: dict[str, Any]) -> None:
     """Write a notebook's numbers to `metrics/<name>.json`."""
-    text = json.dumps({"notebook": name, **numbers}, indent=1, ensure_ascii=False) + "\n"
+    numbers = {"notebook": name, **_plain(numbers)}
+    text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(study.path / "metrics" / f"{name}.json", text)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and pandas as Python's own; what is not a number becomes null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_iteration(iteration: Any, study: Study) -> None:

@@ -99,7 +99,7 @@ def make_pairs(study: Study, arm: str, iteration: int) -> list[Row]:
     """Step `<arm>/iter-<t>/pairs`: one row per prompt, its pair or why there is none.
 
     Raises: SrkitError if fewer than `pairs.min_pairs` are left, or the judge is unhealthy and
-    the settings say stop. The table is written before, so that it can be read.
+    the settings say stop. The table is written before the pairs are counted: it can be read.
     """
     folder = f"{arm}/iter-{iteration}"
     config = study.config.for_arm(arm)

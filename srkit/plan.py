@@ -23,6 +23,7 @@ ADAPTER_FILES = (
 )
 PAPER_ARM = "self-rewarding"
 SEED_MODELS = ("baseline", "M1")
+COMPARE = ("compare",)
 WRITTEN_JUDGEMENT = (
     "judge.rubric",
     "judge.temperature",
@@ -46,6 +47,7 @@ class Step:
     notebook: str
     outputs: tuple[str, ...]  # files, relative to the study
     arm: str = PAPER_ARM  # whose settings apply
+    wording: tuple[str, ...] = ()  # prompt files whose text it uses
 
 
 def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
@@ -54,7 +56,8 @@ def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
     steps += _model_measures("M1", ("baseline",), config, PAPER_ARM, "03_judge")
     referee = _referee(config)
     settings = ("model", "eval.referee")
-    steps.append(_table("referee/comparisons", ("seed/eft_eval", *referee), settings, "03_judge"))
+    inputs = ("seed/eft_eval", *referee)
+    steps.append(_table("referee/comparisons", inputs, settings, "03_judge", wording=COMPARE))
     for arm in arms:
         steps += _arm(config.for_arm(arm), arm)
     models = [m for arm in arms for m in model_names(config.for_arm(arm), arm)]
@@ -99,12 +102,18 @@ def _seed(config: Config) -> list[Step]:
             ("baseline/adapter", "seed/eft"),
             (*WRITTEN_JUDGEMENT, "sft.eft_samples"),
             "02_seed_sft",
+            wording=_rubric(config),
         )
         steps.append(own)
         target_inputs += (own.name,)
     settings = ("sft.eft_targets", "sft.eft_modal_share", "judge.rubric")
     steps.append(_table("seed/eft_targets", target_inputs, settings, "02_seed_sft"))
-    return [*steps, _adapter("M1", ("seed/ift", "seed/eft_targets"), ("sft",), "02_seed_sft")]
+    learned, rubric = ("seed/ift", "seed/eft_targets"), _rubric(config)
+    return [*steps, _adapter("M1", learned, ("sft",), "02_seed_sft", wording=rubric)]
+
+
+def _rubric(config: Config) -> tuple[str, ...]:
+    return (f"judge_{config.judge.rubric}",)
 
 
 def _model_measures(
@@ -119,6 +128,7 @@ def _model_measures(
             ("judge", "eval.judge_samples"),
             notebook,
             arm=arm,
+            wording=_rubric(config),
         ),
         _table(
             f"{model}/responses",
@@ -132,7 +142,8 @@ def _model_measures(
         answers = tuple(f"{m}/responses" for m in (model, *rivals))
         inputs = (*answers, *_referee(config))
         settings = ("eval.referee", "eval.compared_prompts")
-        steps.append(_table(f"{model}/comparisons", inputs, settings, notebook, arm=arm))
+        name = f"{model}/comparisons"
+        steps.append(_table(name, inputs, settings, notebook, arm=arm, wording=COMPARE))
     return steps
 
 
@@ -143,18 +154,22 @@ def _referee(config: Config) -> tuple[str, ...]:
 def _arm(config: Config, arm: str) -> list[Step]:
     steps = []
     names = model_names(config, arm)
+    own, rubric = ("self_instruct",), _rubric(config)
     for t in range(1, config.iterations + 1):
         notebook, folder = f"04_iteration-{arm}-{t}", f"{arm}/iter-{t}"
         policy, trained = model_after(config, arm, t - 1), model_after(config, arm, t)
         writer = (f"{policy}/adapter",) if config.instruct.writer == "current" else ()
         earlier = (f"{arm}/iter-{t - 1}/prompts",) if t > 1 else ()
         rows = [
-            ("prompts", ("seed/ift", *writer, *earlier), ("model", "instruct")),
-            ("candidates", (f"{folder}/prompts", f"{policy}/adapter"), ("candidates",)),
-            ("judgements", (f"{folder}/candidates", f"{policy}/adapter"), ("judge",)),
-            ("pairs", (f"{folder}/candidates", f"{folder}/judgements"), ("pairs",)),
+            ("prompts", ("seed/ift", *writer, *earlier), ("model", "instruct"), own),
+            ("candidates", (f"{folder}/prompts", f"{policy}/adapter"), ("candidates",), ()),
+            ("judgements", (f"{folder}/candidates", f"{policy}/adapter"), ("judge",), rubric),
+            ("pairs", (f"{folder}/candidates", f"{folder}/judgements"), ("pairs",), ()),
         ]
-        steps += [_table(f"{folder}/{n}", i, s, notebook, arm=arm) for n, i, s in rows]
+        steps += [
+            _table(f"{folder}/{name}", inputs, settings, notebook, arm=arm, wording=wording)
+            for name, inputs, settings, wording in rows
+        ]
         steps.append(
             _adapter(trained, (f"{folder}/pairs", f"{policy}/adapter"), ("dpo",), notebook, arm=arm)
         )

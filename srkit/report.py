@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from srkit import figures, metrics
+from srkit.plan import SEED_MODELS
 from srkit.study import Row, Study
 
 Drawing = tuple[Figure, pd.DataFrame]
@@ -72,9 +73,11 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     made = {n: draw(f, lambda a=a, t=t: table(a, t)) for n, (f, a, t) in simple.items()}
     made["win_rates"] = matches
     trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
-    for name, names in (("sft", trained[:2]), ("dpo", trained[2:])):
-        logs = draw(figures.training_curves, lambda names=names: study.training_log(*names))
-        made |= {f"training_{name}": logs} if names else {}
+    by_method = {"sft": SEED_MODELS, "dpo": tuple(m for m in trained if m not in SEED_MODELS)}
+    for method, names in by_method.items():
+        if here := [name for name in names if name in trained]:
+            logs = draw(figures.training_curves, lambda here=here: study.training_log(*here))
+            made[f"training_{method}"] = logs
     for folder in metrics.iterations(study):
         if study.has(f"{folder}/pairs"):
             funnel = draw(figures.iteration_funnel, lambda f=folder: funnel_counts(study, f))
@@ -209,7 +212,7 @@ figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
 figcaption, .note { color: #555; font-size: .9rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #eee; text-align: right }
-td:first-child, th:first-child { text-align: left }
+td:first-child, th:first-child, .plain td { text-align: left }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem }
 @media print { h2, figure { break-inside: avoid } body { max-width: none } }
 """
@@ -276,7 +279,6 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _what_was_run(study: Study) -> str:
     config, records = study.config, study.records()
-    last = max(records.values(), key=lambda row: row["line"])
     trained = records[f"{metrics.models(study)[-1]}/adapter"]
     rows = {
         "model (M0)": config.model.name + _already_tuned(config.model.name),
@@ -290,10 +292,11 @@ def _what_was_run(study: Study) -> str:
         "random seed": config.random_seed,
         "commit": trained["commit"],
         "machine": trained["machine"],
-        "finished": last.get("made_at", ""),
+        "finished": trained["made_at"],
         "versions": ", ".join(f"{k} {v}" for k, v in trained["versions"].items()),
     }
-    return _table(pd.DataFrame({"": list(rows), " ": [str(v) for v in rows.values()]}))
+    cells = "".join(f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in rows.items())
+    return f'<div class="wide"><table class="plain">{cells}</table></div>'
 
 
 def _already_tuned(name: str) -> str:

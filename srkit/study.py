@@ -38,6 +38,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from srkit import prompts
 from srkit.config import (
     ARMS,
     Config,
@@ -187,8 +188,9 @@ class Study:
         missing = [o for o in step.outputs if not (self.path / o).exists()]
         if record is None or missing:
             return "interrupted" if self._partials(step) else "not made"
-        if record["settings"] != self.settings(step).digest(*step.settings):
-            return f"stale: made with other settings ({', '.join(step.settings)})"
+        if record["settings"] != self._digest(step):
+            what = ", ".join((*step.settings, *(f"{name}.txt" for name in step.wording)))
+            return f"stale: made with other settings ({what})"
         for output in step.outputs:
             if _sha256(self.path / output) != record["outputs"].get(output):
                 return f"stale: {output} was changed after it was made"
@@ -407,7 +409,7 @@ class Study:
         records = self.records()
         row = {
             "step": step.name,
-            "settings": self.settings(step).digest(*step.settings),
+            "settings": self._digest(step),
             "inputs": _used(step, records),
             "outputs": {o: _sha256(self.path / o) for o in step.outputs},
             "random_seed": self.config.random_seed,
@@ -419,11 +421,19 @@ class Study:
         row["seconds"] = round(row["seconds"], 2)
         append_line(self.path / "manifest.jsonl", json.dumps(row))
 
+    def _digest(self, step: Step) -> str:
+        """Hash of all that a step depends on besides its inputs: settings and prompt wording."""
+        digest = self.settings(step).digest(*step.settings)
+        if step.wording:
+            words = json.dumps([digest, *map(prompts.text, step.wording)])
+            digest = hashlib.sha256(words.encode()).hexdigest()[:16]
+        return digest
+
     def _partial(self, step: Step) -> Path:
         """Where work in progress lies; the key changes with inputs and settings."""
         records = self.records()
         inputs = [records[n]["outputs"] for n in step.inputs if n in records]
-        digest = self.settings(step).digest(*step.settings)
+        digest = self._digest(step)
         key = hashlib.sha256(json.dumps([inputs, digest], sort_keys=True).encode()).hexdigest()[:8]
         return self.path / f"{step.name}.partial-{key}"
 

@@ -340,7 +340,7 @@ def _arguments(
 ) -> Any:
     """Settings in TRL's words. What is not said here is TRL's default (AdamW without decay)."""
     device, dtype = placement(cfg)
-    auto = "paged_adamw_8bit" if device == "cuda" else "adamw_torch"
+    auto = "paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused"
     arguments = kind(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=settings.epochs,
@@ -524,7 +524,7 @@ class _Order(Sampler):
 
 
 class _Local:
-    """What both trainers do our way: our order, no telemetry, no model cards."""
+    """What both trainers do our way: our order, no telemetry."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _Order:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -532,9 +532,6 @@ class _Local:
         return _Order([_lengths(row)[0] for row in rows], batch_size, self.args.seed)
 
     def _send_telemetry(self) -> None:
-        pass
-
-    def create_model_card(self, *args: Any, **more: Any) -> None:
         pass
 
 

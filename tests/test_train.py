@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+import trl.trainer.base_trainer
 import trl.trainer.utils
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,7 +127,7 @@ def test_completion_logps_are_shifted_and_summed(tokenizer):
     mask = torch.tensor([[0] * 5 + [1] * 3])
     assert completion_logps(model, ids, mask).item() == pytest.approx(expected, abs=1e-4)
     unshifted = model(ids).logits.log_softmax(-1).gather(-1, ids[..., None])[0, 5:, 0].sum()
-    assert abs(float(unshifted) - expected) > 0.1
+    assert abs(unshifted.item() - expected) > 0.1
     padded = torch.tensor([[*prompt, *completion, 0, 0]])
     longer = torch.tensor([[0] * 5 + [1] * 3 + [0] * 2])
     assert completion_logps(model, padded, longer).item() == pytest.approx(expected, abs=1e-4)
@@ -476,8 +477,22 @@ def test_training_needs_no_network_and_prints_nothing(m1, tmp_path, monkeypatch,
     monkeypatch.delenv("CI", raising=False)  # where set, TRL sends no telemetry anyway
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(trl.trainer.base_trainer, "send_telemetry", refuse)  # it has a thread
     train_dpo(TINY, m1[0], PAIRS, DPO, tmp_path / "M2", SEED)
     assert capsys.readouterr().out == ""
+
+
+def test_every_epoch_has_an_order_of_its_own(plain, tmp_path, monkeypatch):
+    epochs, ask = [], train._Order.__iter__
+
+    def spy(order):
+        epochs.append(order.epoch)
+        return ask(order)
+
+    monkeypatch.setattr(train._Order, "__iter__", spy)
+    train_sft(PLAIN, EXAMPLES, SFT, tmp_path / "M1", 3)
+    assert epochs == [0, 1]
+    assert _sha(tmp_path / "M1") == _sha(plain[0])
 
 
 def test_settings_of_the_process_are_given_back(m1):
