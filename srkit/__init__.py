@@ -5,4 +5,11 @@ Importing the package imports nothing heavy; each module says at its top what it
     python -c "import srkit; print(srkit.__version__)"
 """
 
+import os
+
+# Read once, when torch is imported. OpenMP's threads otherwise spin at every barrier, and where a
+# core is shared (a laptop at work, a virtual machine) a small matrix product then waits some 20
+# times longer than it computes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"

@@ -138,29 +138,41 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> 
 
     The nucleus is the smallest set of most probable tokens that holds at least `top_p`. It is
     looked for among the best 64 tokens, then 1024, then all; the normaliser is over all tokens.
-    `uniforms`: (batch,) float64 in [0, 1).
+    `uniforms`: (batch,) float64 in [0, 1). Raises: SrkitError if logits are not finite.
     """
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
     total = logits.logsumexp(-1, keepdim=True)
+    if not total.isfinite().all():
+        raise SrkitError(
+            "The model's logits are not finite, so nothing can be drawn from them. A float16 model "
+            "overflows, or an adapter is broken: set model.dtype=bfloat16 or float32, or train the "
+            "adapter again with a lower learning rate."
+        )
+    if top_p == 1:
+        return _invert((logits - total).exp(), uniforms)
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     rows = torch.arange(len(logits), device=logits.device)
-    vocabulary = logits.shape[1]
-    for width in (64, 1024, vocabulary) if top_p < 1 else (vocabulary,):
-        best, ids = logits.topk(min(width, vocabulary))
-        mass = (best - total).exp().double()  # (rows, width), most probable first
+    for width in (64, 1024, logits.shape[1]):
+        best, ids = logits.topk(min(width, logits.shape[1]))
+        mass = (best - total).exp()  # (rows, width), most probable first
         covered = mass.cumsum(-1)
         mass *= covered - mass < top_p
         ids, order = ids.sort()
-        below = mass.gather(1, order).cumsum(-1)
-        picks = (below <= uniforms[:, None] * below[:, -1:]).sum(-1, keepdim=True)
-        tokens[rows] = ids.gather(1, picks.clamp(max=ids.shape[1] - 1))[:, 0]
+        tokens[rows] = ids.gather(1, _invert(mass.gather(1, order), uniforms)[:, None])[:, 0]
         left = covered[:, -1] < top_p
         if not left.any():
             break
         rows, logits, total, uniforms = (x[left] for x in (rows, logits, total, uniforms))
     return tokens
+
+
+def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
+    """The first column at which the running share of the row's mass exceeds its uniform."""
+    below = mass.double().cumsum(-1)
+    picks = (below <= uniforms[:, None] * below[:, -1:]).sum(-1)
+    return picks.clamp(max=mass.shape[1] - 1)
 
 
 # --- rows and prompts ----------------------------------------------------------------------------
@@ -354,11 +366,7 @@ def _attend(
     Where the tree is read in place, all queries that see one entry's key head make up one matrix.
     """
     if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise SrkitError(
-            f"{type(module).__name__} caps attention scores or has attention sinks, which the hf "
-            "engine does not compute. Use a model without them (Llama, Mistral, Qwen, SmolLM, Phi, "
-            "Gemma 3) or another engine."
-        )
+        raise _unsupported(module)
     batch, heads, new, size = query.shape
     mask = tree.mask(sliding_window)
     levels = [level.read(module.layer_idx) for level in tree.levels]
@@ -389,6 +397,14 @@ def _multiply(rows: Tensor, entries: Tensor) -> Tensor:
     rows = rows.reshape(count, -1, heads, a, b).transpose(1, 2).reshape(count, heads, -1, b)
     product = (rows @ entries).view(count, heads, -1, a, c)
     return product.transpose(1, 2).reshape(batch, heads, a, c)
+
+
+def _unsupported(module: nn.Module) -> SrkitError:
+    return SrkitError(
+        f"{type(module).__name__} has an attention that the hf engine does not compute (capped "
+        "scores, attention sinks, or code that transformers cannot redirect). Use a model of "
+        "another kind (Llama, Mistral, Qwen, SmolLM, Phi, Gemma 3) or another engine."
+    )
 
 
 AttentionInterface.register("srkit", _attend)
@@ -653,6 +669,8 @@ def _prepared(model: nn.Module) -> Iterator[nn.Module]:
     try:
         core.eval()
         core.set_attn_implementation("srkit")
+        if core.config._attn_implementation != "srkit":
+            raise _unsupported(core)
         linears = [m for m in core.modules() if isinstance(m, nn.Linear)]
         copies = sum(m.in_features * m.out_features for m in linears) * core.dtype.itemsize
         if 1.5 * copies < _free_bytes(core.device):  # the half is for caches

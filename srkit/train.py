@@ -492,7 +492,14 @@ class _Progress(TrainerCallback):
     """A progress bar, and the seconds of each step in the log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="steps", leave=False)
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            leave=False,
+            mininterval=2.0,
+        )
         self.since = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import MistralConfig, MistralForCausalLM, TopPLogitsWarper
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTJConfig,
+    GPTJForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    TopPLogitsWarper,
+)
 
 from srkit import generate
 from srkit.config import Model, SrkitError
@@ -124,6 +132,17 @@ def test_greedy_is_what_transformers_generates(policy):
             pad_token_id=TOKENIZER.pad_token_id,
         )
         assert row[0].text == text_of(policy, out[0, ids.shape[1] :].tolist())
+
+
+def test_attention_that_is_not_computed_is_refused():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": len(TOKENIZER)}
+    capped = Gemma2Config(**sizes, intermediate_size=32, num_attention_heads=2, head_dim=16)
+    unreachable = GPTJConfig(
+        n_embd=32, n_layer=1, n_head=2, rotary_dim=8, vocab_size=len(TOKENIZER)
+    )
+    for model in (Gemma2ForCausalLM(capped), GPTJForCausalLM(unreachable)):
+        with pytest.raises(SrkitError, match="another kind"):
+            sample(Policy(model.eval(), TOKENIZER, "M0"), CHATS, 1, HOT, [[0]] * len(CHATS))
 
 
 def test_the_window_of_a_sliding_attention_is_respected():
@@ -254,6 +273,13 @@ def test_rows_of_one_draw_do_not_mix():
     assert tokens[[0, 2]].tolist() == [7, 1500]
     assert tokens[1] == draw(logits[1:2], uniforms[1:2], 1.0, 0.9)
     assert draw(logits, uniforms, 0, 0.9)[[0, 2]].tolist() == [7, 1500]
+
+
+def test_logits_that_are_not_finite_are_refused():
+    logits = torch.zeros(2, 100)
+    logits[1, 3] = torch.nan
+    with pytest.raises(SrkitError, match="not finite"):
+        draw(logits, torch.zeros(2, dtype=torch.float64), 0.7, 0.9)
 
 
 # --- options -------------------------------------------------------------------------------------
