@@ -106,10 +106,11 @@ class Sft(Training):
 
     learning_rate: float = Field(5.5e-6, gt=0, lt=1)
     final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="5.5e-6 to 1.1e-6")
-    eft_targets: Literal["reference", "self", "rank"] = Field(
+    eft_targets: Literal["self", "reference", "score", "rank"] = Field(
         "self",
         description="self: the baseline writes them, kept where its order is the human order "
-        "(the paper); reference: the seed's own judgements; rank: a score from the rank, no text",
+        "(the paper); reference: the seed's own judgements; score: its scores, without rationale; "
+        "rank: a score from the human rank, without rationale",
     )
     eft_samples: PositiveInt = Field(1, description="judgements drawn per response for `self`")
     eft_modal_share: float = Field(0.4, gt=0, le=1, description="most common score is thinned to")

@@ -59,8 +59,8 @@ def thin_most_common(rows: list[Row], share: float, seed: int) -> None:
         row["dropped"] = "most common score thinned"
 
 
-def targets_from_reference(prompt: list[Row], rubric: str) -> list[Row]:
-    """The seed's own judgements, as targets.
+def targets_from_reference(prompt: list[Row], rubric: str, explained: bool = True) -> list[Row]:
+    """The seed's own judgements as targets; its scores alone unless `explained`.
 
     Raises: SrkitError if a row has none.
     """
@@ -70,7 +70,10 @@ def targets_from_reference(prompt: list[Row], rubric: str) -> list[Row]:
             "(Open Assistant has none). Set sft.eft_targets=self, as in the paper, or =rank."
         )
     low = SCALES[rubric][0]
-    return [_target(row, max(row["score"], low), row["rationale"]) for row in prompt]
+    return [
+        _target(row, max(row["score"], low), row["rationale"] if explained else None)
+        for row in prompt
+    ]
 
 
 def targets_from_ranks(prompt: list[Row], rubric: str) -> list[Row]:
@@ -121,6 +124,7 @@ def make_eft_targets(study: Study) -> list[Row]:
     def targets(prompts: Sequence[list[Row]], _: list[Row]) -> list[Row]:
         make = {
             "reference": lambda prompt: targets_from_reference(prompt, rubric),
+            "score": lambda prompt: targets_from_reference(prompt, rubric, explained=False),
             "rank": lambda prompt: targets_from_ranks(prompt, rubric),
             "self": lambda prompt: targets_from_judgements(prompt, own),
         }[source]

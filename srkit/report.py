@@ -375,6 +375,11 @@ def _own_deviations(study: Study) -> tuple[str, ...]:
         )
     if config.sft.eft_targets != "self":
         found.append(f"EFT targets come from `{config.sft.eft_targets}`, not from the baseline.")
+    if config.judge.method == "expected":
+        found.append(
+            "A score is the mean of 0 to 5 under the probabilities of the score token, without a "
+            "rationale (the paper: the mean of 3 sampled judgements with rationales)."
+        )
     if config.eval.temperature == 0:
         found.append("Answers to the test prompts are greedy, one per prompt.")
     return tuple(found)

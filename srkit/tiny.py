@@ -30,17 +30,11 @@ CHAT_TEMPLATE = (
 )
 TEXTS = (
     "system user assistant",
-    "Review the user's question and the corresponding response using the additive 5-point "
-    "scoring system described below. Points are accumulated based on the satisfaction of each "
-    "criterion. Add 1 point if the response is relevant and provides some information related to "
-    "the user's inquiry, even if it is incomplete or contains some irrelevant content. Add another "
-    "point if the response addresses a substantial portion of the user's question.",
-    "After examining the user's instruction and the response, briefly justify your total score, up "
-    "to 100 words. Conclude with the score using the format: Score: 0 Score: 1 Score: 2 Score: 3 "
-    "Score: 4 Score: 5. Remember to assess from the AI Assistant perspective.",
-    "Come up with a series of tasks: Task 1: Write a short letter to a friend. Task 2: Explain how "
-    "plants grow and why leaves are green. Task 3: Give three tips for learning a new language. "
-    "Task 4: What is the difference between weather and climate? Task 5: List five healthy foods.",
+    "Judge the response to the message of the user. Start at 0 and add a point for each statement "
+    "that holds: it is relevant, it covers a large part of what was asked, it is useful, it is a "
+    "clear and well organised reply of an assistant, it is correct and has no needless word.",
+    "Explain your judgement in a few words, then end with the total on the last line, as: Score: 0 "
+    "Score: 1 Score: 2 Score: 3 Score: 4 Score: 5. On topic, but it breaks off in the middle.",
     "The response is clear, helpful and well organised. It answers the question directly, but it "
     "could be shorter. The response does not answer the question and would not help the user.",
     "Which of the two answers is better? Answer with A or B. Here is a recipe for bread: mix the "
