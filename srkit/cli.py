@@ -120,11 +120,13 @@ def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> No
 
 
 def _closing(path: Path) -> str:
+    """What there is to look at."""
     figures = sorted((path / "figures").glob("*.png"))
-    lines = [f"Figures ({len(figures)}, each as png, svg, pdf and csv):"]
-    lines += [f"  {figure}" for figure in figures]
     report = path / "report.html"
-    return "\n".join([*lines, f"Report: {report}" if report.exists() else "Report: not made yet"])
+    lines = [f"Figures ({len(figures)}, each as png, svg, pdf and csv):"] if figures else []
+    lines += [f"  {figure}" for figure in figures]
+    lines += [f"Report: {report}"] if report.exists() else []
+    return "\n".join(lines or [f"See `srkit status {path}` for what is made and what is missing."])
 
 
 @app.command()
@@ -176,7 +178,7 @@ def figures(study: StudyArgument) -> None:
 
 @app.command()
 def report(study: StudyArgument) -> None:
-    """Write the study's report.html again, from its tables and figures."""
+    """Write report.html from the study's tables, if anything in it has changed."""
     from srkit.report import make_report
     from srkit.study import Study
 
@@ -189,6 +191,10 @@ def main() -> None:
         app()
     except SrkitError as error:
         typer.echo(f"srkit: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        note = "What was made is kept; the same command goes on from there."
+        typer.echo(f"srkit: {error.strerror}: {error.filename}. {note}", err=True)
         sys.exit(1)
 
 

@@ -6,7 +6,7 @@ An arm is a named set of overrides (`ARMS`), so that comparing arms is comparing
 
 Surprising decisions: values of overrides arrive as text and take the type of their field, so that
 `5e-7` is a number and `"false"` is never a true boolean; every unknown name is an error that names
-the nearest legal one; the paper's own numbers are the defaults, and presets state what they change.
+the nearest legal one; defaults are the paper's where it gives a number, presets state the rest.
 
     python -c "from srkit.config import resolve; print(resolve('cpu', 'dpo.beta=0.2').dpo)"
 """
@@ -60,19 +60,28 @@ class Model(Section):
 
     name: str = Field("smollm2-135m", description="hub id, folder, .gguf file, smollm2-135m, tiny")
     quantization: Literal["none", "nf4"] = Field("none", description="nf4: QLoRA, for GPUs")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    lora_rank: PositiveInt = 16
-    lora_alpha: PositiveInt = 32
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 on a CPU, bfloat16 on GPUs that have it, else float16"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one"
+    )
+    lora_rank: PositiveInt = Field(16, description="columns of the adapter's matrices")
+    lora_alpha: PositiveInt = Field(32, description="the adapter is scaled by alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="the paper's dropout is 0.1")
-    lora_targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    lora_targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all-linear", description="which linear layers; a list of names such as [q_proj,v_proj]"
+    )
     cache: str = Field("data/models", description="where the embedded default is unpacked")
 
 
 class Seed(Section):
     """The data that everything starts from (paper sections 2.1 and 3.1.1)."""
 
-    source: str = Field("kit", description="kit, a hub id, or a file of Open Assistant messages")
+    source: str = Field(
+        "kit",
+        description="kit, a folder like data/seed, or Open Assistant messages: a hub id or a file",
+    )
     ift: PositiveInt = Field(3200, description="instruction fine-tuning rows at most")
     eft_prompts: PositiveInt = Field(600, description="prompts with ranked responses for M1's EFT")
     eval_prompts: PositiveInt = Field(190, description="held-out prompts with ranked responses")
@@ -83,15 +92,17 @@ class Seed(Section):
 class Training(Section):
     """What SFT and DPO have in common; a batch is counted in examples or pairs."""
 
-    epochs: float = Field(3, gt=0)
-    learning_rate: float = Field(gt=0, lt=1)
+    epochs: float = Field(3, gt=0, description="passes over the examples")
+    learning_rate: float = Field(gt=0, lt=1, description="at the start of the decay")
     final_learning_rate_ratio: float = Field(ge=0, le=1, description="of the cosine decay")
-    batch_size: PositiveInt = Field(16, description="effective: the same on every machine")
+    batch_size: PositiveInt = Field(16, description="effective, per update; the paper's is 16")
     micro_batch: PositiveInt = Field(1, description="per step on the device; divides batch_size")
     max_tokens: PositiveInt = Field(2048, description="longer examples are left out and counted")
-    warmup_steps: int = Field(0, ge=0)
-    optimizer: Literal["auto", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit"] = "auto"
-    gradient_checkpointing: bool = False
+    warmup_steps: int = Field(0, ge=0, description="updates; must be fewer than the run has")
+    optimizer: Literal["auto", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit"] = Field(
+        "auto", description="auto: fused AdamW on a CPU, paged 8-bit AdamW on a GPU"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
     save_steps: PositiveInt = Field(50, description="checkpoint interval: what a kill can lose")
 
     @model_validator(mode="after")
@@ -104,7 +115,7 @@ class Training(Section):
 class Sft(Training):
     """Seed fine-tuning: the SFT baseline on IFT, M1 on IFT + EFT (paper section 3.1.2)."""
 
-    learning_rate: float = Field(5.5e-6, gt=0, lt=1)
+    learning_rate: float = Field(5.5e-6, gt=0, lt=1, description="the paper's, all weights of 70B")
     final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="5.5e-6 to 1.1e-6")
     eft_targets: Literal["self", "reference", "score", "rank"] = Field(
         "self",
@@ -121,10 +132,10 @@ class Instruct(Section):
 
     prompts: PositiveInt = Field(5000, description="new prompts per iteration")
     writer: Literal["M0", "current"] = Field("M0", description="the paper's is fixed, not M_t")
-    seed_shots: PositiveInt = 6
-    generated_shots: int = Field(2, ge=0)
-    temperature: float = Field(0.6, gt=0)
-    top_p: float = Field(0.9, gt=0, le=1)
+    seed_shots: PositiveInt = Field(6, description="examples from IFT in a few-shot list")
+    generated_shots: int = Field(2, ge=0, description="examples the writer wrote itself")
+    temperature: float = Field(0.6, gt=0, description="of sampling")
+    top_p: float = Field(0.9, gt=0, le=1, description="share of probability sampled from")
     max_tokens: PositiveInt = Field(256, description="per list of new tasks")
     max_rouge: float = Field(0.7, gt=0, le=1, description="ROUGE-L F1 with any earlier prompt")
     min_words: PositiveInt = Field(4, description="Self-Instruct drops 3 words and fewer")
@@ -137,10 +148,10 @@ class Instruct(Section):
 class Candidates(Section):
     """N responses per prompt from M_t."""
 
-    n: int = Field(4, ge=2)
-    temperature: float = Field(0.7, gt=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    max_tokens: PositiveInt = 1024
+    n: int = Field(4, ge=2, description="N: responses per prompt")
+    temperature: float = Field(0.7, gt=0, description="of sampling")
+    top_p: float = Field(0.9, gt=0, le=1, description="share of probability sampled from")
+    max_tokens: PositiveInt = Field(1024, description="a longer response is cut and marked")
     chunk: PositiveInt = Field(16, description="prompts per write; what an interruption repeats")
 
 
@@ -148,19 +159,23 @@ class Judge(Section):
     """M_t as the judge: K judgements per response, score = mean of those that parse."""
 
     source: Literal["model", "random"] = Field("model", description="random: negative control")
-    rubric: Literal["additive", "multiple_choice"] = "additive"
+    rubric: Literal["additive", "multiple_choice"] = Field(
+        "additive", description="the paper's Fig. 2 (0 to 5 points) or its Fig. 7 (1 of 5)"
+    )
     method: Literal["sampled", "expected"] = Field(
         "sampled", description="expected: mean score under the score token's probabilities"
     )
     samples: PositiveInt = Field(3, description="K; an expected score needs one")
-    temperature: float = Field(0.7, gt=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    max_tokens: PositiveInt = 256
+    temperature: float = Field(0.7, gt=0, description="of sampling")
+    top_p: float = Field(0.9, gt=0, le=1, description="share of probability sampled from")
+    max_tokens: PositiveInt = Field(256, description="per judgement")
     chunk: PositiveInt = Field(32, description="responses per write")
     min_parse_rate: float = Field(0.5, ge=0, le=1, description="below: the judge is unhealthy")
     max_modal_share: float = Field(0.9, ge=0, le=1, description="above: it always says the same")
     max_flat_rate: float = Field(0.9, ge=0, le=1, description="above: few pairs will be left")
-    when_unhealthy: Literal["warn", "stop"] = "warn"
+    when_unhealthy: Literal["warn", "stop"] = Field(
+        "warn", description="stop: no pairs are made from an unhealthy judge"
+    )
 
 
 class Pairs(Section):
@@ -174,9 +189,9 @@ class Dpo(Training):
     """Direct preference optimisation from M_t, reference M_t (paper section 3.1.2)."""
 
     epochs: float = Field(1, gt=0)
-    learning_rate: float = Field(1e-6, gt=0, lt=1)
+    learning_rate: float = Field(1e-6, gt=0, lt=1, description="the paper's, all weights of 70B")
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="1e-6 to 1e-7")
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, description="how dearly leaving the reference is paid")
 
 
 class Eval(Section):
@@ -184,8 +199,8 @@ class Eval(Section):
 
     judge_samples: PositiveInt = Field(3, description="K on the held-out rankings")
     temperature: float = Field(0.7, ge=0, description="of test responses; 0 is greedy")
-    top_p: float = Field(0.9, gt=0, le=1)
-    max_tokens: PositiveInt = 1024
+    top_p: float = Field(0.9, gt=0, le=1, description="share of probability sampled from")
+    max_tokens: PositiveInt = Field(1024, description="per test response")
     compared_prompts: PositiveInt = Field(256, description="test prompts in head-to-head")
     referee: Literal["M0", "baseline", "M1"] = Field("M1", description="who compares responses")
     resamples: PositiveInt = Field(2000, description="bootstrap resamples, by prompt")
@@ -195,7 +210,7 @@ class Config(Section):
     """All settings of a study. `preset` only records where they came from."""
 
     preset: str = "paper"
-    random_seed: int = Field(0, ge=0)
+    random_seed: int = Field(0, ge=0, description="another seed, another draw of everything")
     iterations: PositiveInt = Field(2, description="2: M1 to M3")
     start: Literal["M1", "baseline"] = Field("M1", description="baseline: no EFT (App. A.3)")
     model: Model = Model()

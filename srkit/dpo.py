@@ -54,7 +54,7 @@ def make_dpo(study: Study, arm: str, iteration: int) -> Row:
         start = study.adapter(study.policy_before(arm, iteration))
         seed = derive_seed(config.random_seed, step)
         run = train_dpo(config.model, start, preferences(rows), config.dpo, partial, seed)
-        return run.record() | {"first_loss": run.log[0]["loss"]}
+        return run.record() | {"first_loss": run.first_loss}
 
     study.make_folder(step, work)
     return study.records()[step]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from srkit.plan import model_names
+from srkit.plan import SEED_MODELS, model_names
 from srkit.prompts import compare_prompt, user
 from srkit.study import Row, Study, derive_seed
 
@@ -72,7 +72,8 @@ def make_comparisons(study: Study, model: str) -> list[Row]:
     """Step `<model>/comparisons`: against every earlier model, both orders, by the referee."""
     step = f"{model}/comparisons"
     arm = study.step(step).arm
-    names = model_names(study.config.for_arm(arm), arm)
+    seeds = model in SEED_MODELS
+    names = SEED_MODELS if seeds else model_names(study.config.for_arm(arm), arm)
     mine = study.read(f"{model}/responses")[: study.config.eval.compared_prompts]
     matches = []
     for rival in rivals(names, model):

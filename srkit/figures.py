@@ -495,14 +495,14 @@ def _dots(
 
 
 def _accuracy_panel(axes: Axes, rows: pd.DataFrame, metric: str) -> None:
-    baseline = rows[rows["model"] == accuracy.LENGTH_ALONE]
+    by_length = rows[rows["model"] == accuracy.LENGTH_ALONE]
     rows = rows[rows["model"] != accuracy.LENGTH_ALONE]
     axes.set_title(TITLES.get(metric, metric))
     if rows.empty:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
         return
     axes.axhline(rows["chance"].max(), color="black", ls=":", lw=1)
-    for row in baseline.dropna(subset="value").itertuples():
+    for row in by_length.dropna(subset="value").itertuples():
         axes.axhline(row.value, color=COLOURS[4])
         axes.axhspan(row.low, row.high, color=COLOURS[4], alpha=0.15, lw=0)
     place = np.arange(len(rows))
@@ -568,7 +568,7 @@ def _referees(rows: pd.DataFrame, card: pd.DataFrame | None) -> list[str]:
         known = card if card is not None and len(card) else pd.DataFrame(columns=["referee"])
         for row in known[known["referee"] == referee].itertuples():
             if row.metric == "accuracy":
-                words += f"; right, by human ranks, on {_percent(row.value)}"
+                words += f"; agrees with the seed on {_percent(row.value)}"
                 words += f" {_interval(row.low, row.high)} of {row.n} pairs, ties half"
         sentences.append(f"{words}.")
     return sentences

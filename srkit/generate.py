@@ -403,7 +403,7 @@ def _unsupported(module: nn.Module) -> SrkitError:
     return SrkitError(
         f"{type(module).__name__} has an attention that the hf engine does not compute (capped "
         "scores, attention sinks, or code that transformers cannot redirect). Use a model of "
-        "another kind (Llama, Mistral, Qwen, SmolLM, Phi, Gemma 3) or another engine."
+        "another kind (Llama, Mistral, Qwen, SmolLM, Phi, Gemma 3)."
     )
 
 

@@ -1,8 +1,8 @@
 """Whether a judge can be used at all: parse rate, score histogram, ties, the most common score.
 
 Shown at every iteration, with limits (`judge.min_parse_rate`, `max_modal_share`, `max_flat_rate`)
-that warn, or stop the loop where the preset says so. Earlier attempts at this loop trained on
-judges that gave one score to half of everything, or failed to parse on most.
+that warn, or stop the loop where the preset says so. Public implementations of this loop have
+trained on judges that gave one score to half of everything, or failed to parse on most.
 
     python -c "from srkit.health import judge_health; help(judge_health)"
 """
@@ -101,7 +101,8 @@ def health_warnings(health: dict[str, Any], settings: Judge) -> list[str]:
     if parsed is not None and parsed < settings.min_parse_rate:
         limit = f"judge.min_parse_rate = {settings.min_parse_rate:.0%}"
         found.append(f"only {parsed:.0%} of its judgements end with a score ({limit})")
-    if modal is not None and modal > settings.max_modal_share:
+    # expected scores are fractions: that they round alike says nothing, the flat rate does
+    if settings.method == "sampled" and modal is not None and modal > settings.max_modal_share:
         limit = f"judge.max_modal_share = {settings.max_modal_share:.0%}"
         found.append(f"{modal:.0%} of its scores are the same ({limit})")
     if flat is not None and flat > settings.max_flat_rate:
@@ -120,7 +121,7 @@ def check_health(judgements: pd.DataFrame, config: Config, where: str) -> list[s
         raise SrkitError(
             f"The judge of {where} is unhealthy: {'; '.join(found)}. Read some of its judgements. "
             "More EFT rows, a larger model or judge.method=expected may help; "
-            "judge.when_unhealthy=warn goes on all the same."
+            "judge.when_unhealthy=warn (with --change) goes on all the same."
         )
     return found
 

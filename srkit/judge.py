@@ -93,7 +93,7 @@ def targets_from_judgements(prompt: list[Row], judgements: dict[str, list[Row]])
         if agrees([judgement["score"] for judgement in draw], ranks):
             pairs = zip(prompt, draw, strict=True)
             return [_target(r, j["score"], None) | {"target": j["text"].strip()} for r, j in pairs]
-    scored = all(j["score"] is not None for j in draws[0])
+    scored = any(all(j["score"] is not None for j in draw) for draw in draws)
     reason = "order differs from the human order" if scored else "not parsable"
     return [_target(row, None, None) | {"dropped": reason} for row in prompt]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 
 import pandas as pd
 
@@ -43,11 +44,12 @@ def make_reward_accuracy(study: Study) -> Tables:
     def compute() -> Tables:
         rankings, judged = study.frame("seed/eft_eval"), _tables(study, models(study), "judgements")
         loops = _tables(study, iterations(study), "judgements")
-        options = _options(study)
-        everything = {**judged, **loops}
+        options, everything = _options(study), {**judged, **loops}
+        steps = [pairwise(model_names(study.config.for_arm(a), a)) for a in study.arms]
+        changes = list(dict.fromkeys((after, before) for s in steps for before, after in s))
         return {
             "accuracy": reward_accuracy.accuracy_table(rankings, judged, **options),
-            "differences": reward_accuracy.paired_differences(rankings, judged, **options),
+            "differences": reward_accuracy.paired_differences(rankings, judged, changes, **options),
             "histogram": health.score_histogram(everything),
             "health": health.health_table(everything),
         }
@@ -105,7 +107,12 @@ def load(study: Study, name: str) -> Tables:
     Raises: SrkitError naming the notebook to run first, or a file that was altered.
     """
     text = study.read_text(f"metrics/{name}")
-    return {table: pd.DataFrame(rows) for table, rows in json.loads(text).items()}
+    tables = {table: pd.DataFrame(rows) for table, rows in json.loads(text).items()}
+    for table in tables.values():
+        # a column in which nothing is defined comes back from JSON as None, not NaN
+        undefined = [c for c in table.columns if table[c].isna().all()]
+        table[undefined] = table[undefined].astype(float)
+    return tables
 
 
 def _make(study: Study, name: str, compute: Callable[[], Tables]) -> Tables:

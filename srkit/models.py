@@ -101,6 +101,7 @@ class Policy:
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
     name: str
+    opened: tuple[str, str, str | None] | None = None  # study, name and proof, by open_policy
 
 
 # --- chats and tokens --------------------------------------------------------------------------
@@ -462,7 +463,7 @@ def open_policy(study: Study, name: str) -> Policy:
     adapter = None if name == "M0" else study.adapter(name)
     proof = None if name == "M0" else study.fingerprint(name)["adapter_sha256"]
     wanted = (str(study.path.resolve()), name, proof)
-    if _live is None or getattr(_live, "opened", None) != wanted:
+    if _live is None or _live.opened != wanted:
         load_policy(study.config.model, adapter, name).opened = wanted
     return _live
 

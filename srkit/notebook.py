@@ -72,10 +72,12 @@ def draw(study: Study, name: str) -> Figure:
 
 
 def finish(study: Study, name: str, numbers: dict[str, Any]) -> None:
-    """Write a notebook's numbers to `metrics/<name>.json`."""
+    """Write a notebook's numbers to `metrics/<name>.json`, after its checks, and say so."""
     numbers = {"notebook": name, **_plain(numbers)}
     text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(study.path / "metrics" / f"{name}.json", text)
+    target = study.path / "metrics" / f"{name}.json"
+    write_atomically(target, text)
+    print(f"All checks of this notebook passed. Its numbers: {target}")
 
 
 def _plain(value: Any) -> Any:

@@ -125,7 +125,7 @@ def _model_measures(
         _table(
             f"{model}/judgements",
             (adapter, "seed/eft_eval"),
-            ("judge", "eval.judge_samples"),
+            (*WRITTEN_JUDGEMENT, "judge.method", "eval.judge_samples"),
             notebook,
             arm=arm,
             wording=_rubric(config),

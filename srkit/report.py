@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srkit import figures, metrics
+from srkit import figures, health, metrics
 from srkit.plan import SEED_MODELS
 from srkit.study import Row, Study
 
@@ -217,17 +217,6 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85
 @media print { h2, figure { break-inside: avoid } body { max-width: none } }
 """
 
-DEVIATIONS = (
-    "The model is far smaller than the paper's Llama 2 70B, and LoRA adapters are trained instead "
-    "of all weights.",
-    "Prompts are written by M0 (the paper: a fixed Llama 2-Chat 70B).",
-    "The referee of the comparisons is a model of this study, not GPT-4, and is named with each "
-    "number together with how far it agrees with the seed's ranking.",
-    "No checkpoint is selected by an outside judge (the paper: Claude 2, 253 prompts); each model "
-    "is the end of its training.",
-    "The rubric's wording is this kit's own; its criteria and output contract are the paper's.",
-)
-
 
 def make_report(study: Study) -> Path:
     """Step `report`: `report.html`, made again only if something it shows was made again."""
@@ -244,9 +233,10 @@ def page(study: Study) -> str:
         _section("What was run", _what_was_run(study)),
         _section("Figures", "".join(_figure(study, name) for name in shown)),
         _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
+        _section("Judge health", _health(study)),
         _section("One pair per iteration", _examples(study)),
         _section("What each step took", _steps(study)),
-        _list("Where this differs from the paper", DEVIATIONS + _own_deviations(study)),
+        _list("Where this differs from the paper", deviations(study)),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -279,6 +269,7 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _what_was_run(study: Study) -> str:
     config, records = study.config, study.records()
+    loops = metrics.iterations(study)
     trained = records[f"{metrics.models(study)[-1]}/adapter"]
     rows = {
         "model (M0)": config.model.name + _already_tuned(config.model.name),
@@ -288,11 +279,11 @@ def _what_was_run(study: Study) -> str:
         "seed data": config.seed.source,
         "EFT targets": config.sft.eft_targets,
         "judge": f"{config.judge.rubric} rubric, {config.judge.method}, K = {config.judge.samples}",
-        "candidates": f"N = {config.candidates.n} for {config.instruct.prompts} prompts",
+        "candidates": ", ".join(f"{f}: {len(study.read(f'{f}/candidates'))}" for f in loops),
         "random seed": config.random_seed,
         "commit": trained["commit"],
         "machine": trained["machine"],
-        "finished": trained["made_at"],
+        "last model trained": trained["made_at"],
         "versions": ", ".join(f"{k} {v}" for k, v in trained["versions"].items()),
     }
     cells = "".join(f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in rows.items())
@@ -366,20 +357,50 @@ def _steps(study: Study) -> str:
     return f"<p>{seconds:,.0f} seconds and {tokens:,} tokens in all steps.</p>{_table(frame)}"
 
 
-def _own_deviations(study: Study) -> tuple[str, ...]:
-    config, found = study.config, []
-    if config.seed.source == "kit":
-        found.append(
-            "The seed set is the kit's own: grades follow from how each response was made, they "
-            "are not human votes; agreement with them is not agreement with people."
+def deviations(study: Study) -> list[str]:
+    """Where this study differs from the paper, from its settings."""
+    config = study.config
+    training = (
+        f"batches of {config.sft.batch_size} (SFT) and {config.dpo.batch_size} (DPO), learning "
+        f"rates {config.sft.learning_rate:g} and {config.dpo.learning_rate:g}; the paper: 16, "
+        "5.5e-06 and 1e-06"
+    )
+    found = {
+        f"The model is {config.model.name}; the paper's is Llama 2 70B.": True,
+        f"LoRA adapters are trained, {training}.": True,
+        f"{config.instruct.prompts} new prompts are asked for per iteration; the paper ended with "
+        "3,964 and 6,942 pairs.": True,
+        f"They are written by {config.instruct.writer}; the paper: a fixed Llama 2-Chat 70B.": True,
+        f"The referee of the comparisons is {config.eval.referee} of this study, not GPT-4.": True,
+        "No checkpoint is selected by an outside judge (the paper: Claude 2, 253 prompts); each "
+        "model is the end of its training.": True,
+        "The rubric's wording is this kit's own; its criteria and output contract are the "
+        "paper's.": True,
+        "The seed set is the kit's own: grades follow from how each response was made, they are "
+        "not human votes; agreement with them is not agreement with people.": config.seed.source
+        == "kit",
+        f"EFT targets come from `{config.sft.eft_targets}`, not from the baseline.": (
+            config.sft.eft_targets != "self"
+        ),
+        "A score is the mean of 0 to 5 under the probabilities of the score token, without a "
+        "rationale (the paper: the mean of 3 sampled judgements with rationales); such scores "
+        "hardly ever tie.": config.judge.method == "expected",
+        "Answers to the test prompts are greedy, one per prompt.": config.eval.temperature == 0,
+    }
+    return [text for text, applies in found.items() if applies]
+
+
+def _health(study: Study) -> str:
+    """Judge health of every table of judgements, and what its limits say."""
+    table = metrics.load(study, "reward_accuracy")["health"]
+    names = [*metrics.models(study), *metrics.iterations(study)]
+    warned = [
+        f"{name}: {warning}"
+        for name in names
+        for warning in health.health_warnings(
+            health.judge_health(study.frame(f"{name}/judgements")), study.config.judge
         )
-    if config.sft.eft_targets != "self":
-        found.append(f"EFT targets come from `{config.sft.eft_targets}`, not from the baseline.")
-    if config.judge.method == "expected":
-        found.append(
-            "A score is the mean of 0 to 5 under the probabilities of the score token, without a "
-            "rationale (the paper: the mean of 3 sampled judgements with rationales)."
-        )
-    if config.eval.temperature == 0:
-        found.append("Answers to the test prompts are greedy, one per prompt.")
-    return tuple(found)
+    ]
+    said = "; ".join(warned) or "All judges are within the limits of the settings."
+    columns = ["name", "judgements", "mean_score", "parse_rate", "modal_share", "tie_rate"]
+    return f"<p>{_text(said)}</p>{_table(table[[*columns, 'flat_rate']])}"

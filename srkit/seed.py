@@ -14,6 +14,7 @@ on both sides of it; which prompt goes where depends on the prompt and the rando
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
 from collections import Counter, defaultdict
@@ -21,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from srkit.config import Config, SrkitError
+from srkit.constraints import check
 from srkit.prompts import one_line
 from srkit.study import Row, Study, derive_seed
 
@@ -65,6 +67,13 @@ class EftRow(_Record):
     prompt: str
     responses: list[Graded] = Field(min_length=2)
 
+    @field_validator("responses")
+    @classmethod
+    def _scores_differ(cls, responses: list[Graded]) -> list[Graded]:
+        if len({response.score for response in responses}) < len(responses):
+            raise ValueError("two responses have the same score; a ranking needs different ones")
+        return responses
+
 
 class TestRow(_Record):
     """A row of test_prompts.jsonl; constraints are checked by `srkit.constraints`."""
@@ -74,6 +83,16 @@ class TestRow(_Record):
     task: str
     prompt: str
     constraints: list[dict[str, Any]]
+
+    @field_validator("constraints")
+    @classmethod
+    def _can_be_checked(cls, constraints: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for constraint in constraints:
+            try:
+                check("A text.", constraint)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"{constraint} cannot be checked: {error}") from None
+        return constraints
 
 
 @dataclass
@@ -103,6 +122,13 @@ def load(config: Config) -> SeedData:
                 f"The seed source {source} gives no rows for seed/{name}: {data.counts}. Use a "
                 f"larger source, or raise seed.max_words (now {config.seed.max_words})."
             )
+    wanted = config.sft.eft_targets
+    if wanted in ("reference", "score") and any(row["score"] is None for row in data.eft):
+        raise SrkitError(
+            f"sft.eft_targets = {wanted}, but the seed source {source} has no reference judgements "
+            "(Open Assistant has none). Set sft.eft_targets=self, as in the paper, or =rank; for a "
+            "study that is there already, add --change."
+        )
     return data
 
 
@@ -114,9 +140,22 @@ def make_seed(study: Study) -> SeedData:
     for name in todo:
         rows = getattr(data, name)
         study.make_table(
-            f"seed/{name}", rows, lambda part, _: list(part), chunk=1000, counts=data.counts
+            f"seed/{name}",
+            rows,
+            lambda part, _: list(part),
+            chunk=1000,
+            extra={"counts": data.counts, "source": _hashes(study.config)},
         )
     return SeedData(**{n: study.read(f"seed/{n}") for n in names})
+
+
+def _hashes(config: Config) -> dict[str, str]:
+    """sha256 of the source's files; empty for a hub id."""
+    source = config.seed.source
+    path = KIT if source == "kit" else Path(source)
+    files = [path / name for name in FILES] if path.is_dir() else [path]
+    found = [file for file in files if file.is_file()]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
 def _shuffled(rows: list[Row], key: str, config: Config) -> list[Row]:

@@ -299,13 +299,13 @@ class Study:
         items: Sequence[Any],
         work: Callable[[Sequence[Any], list[Row]], list[Row]],
         chunk: int,
-        counts: Row | None = None,
+        extra: Row | None = None,
         until: Callable[[list[Row]], bool] = lambda rows: False,
     ) -> list[Row]:
         """Make a table chunk by chunk, continuing where an interrupted run stopped.
 
         `work(items of one chunk, all rows before it)` returns the chunk's rows; it stops early
-        once `until(rows)` holds. `counts` goes into the manifest line. Nothing runs if the table
+        once `until(rows)` holds. `extra` goes into the manifest line. Nothing runs if the table
         is finished. Returns all rows.
         """
         if self.state(name) == "done":
@@ -328,7 +328,7 @@ class Study:
                 bar.update(len(part))
             bar.close()
             record |= {"rows": len(rows), "seconds": sum(c["seconds"] for c in chunks)}
-            record |= {"counts": counts} if counts else {}
+            record |= extra or {}
             record |= {"tokens": sum(row.get("tokens") or 0 for row in rows)}
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(self.path / step.outputs[0], lines)
@@ -515,13 +515,19 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
-    ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    """The commit of this code; `-dirty` where code or seed data differ from it."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        ask = ["git", "-C", str(root), *words]
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        changed = git("status", "--porcelain", "--", "srkit", "data/seed", "pyproject.toml")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
 
 
 def _used(step: Step, records: dict[str, Row]) -> Row:
@@ -529,7 +535,7 @@ def _used(step: Step, records: dict[str, Row]) -> Row:
     return {o: s for n in step.inputs for o, s in records[n]["outputs"].items()}
 
 
-_BAR = {"unit": "item", "leave": False, "mininterval": 2.0, "delay": 2.0}
+_BAR = {"unit": "item", "mininterval": 2.0, "delay": 2.0}
 
 
 def _sha256(path: Path) -> str:
@@ -570,9 +576,9 @@ def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool
     if changes and not change:
         raise SrkitError(
             f"The study {path} was made with other settings. Asked for: {'; '.join(changes)}. "
-            "Leave --preset and --set out to go on with the study's own, use another --study for "
-            "new settings, or add --change to take them over here: steps that depend on them run "
-            "again."
+            "Leave --preset and --set out (in a notebook: empty preset and overrides) to keep the "
+            "study's own, use another study for new settings, or run `srkit run` with --change "
+            "to take them over here: steps that depend on them run again."
         )
     if changes:
         _write_config(path, config)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import os
 import random
@@ -33,15 +34,16 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
+import trl.trainer.dpo_trainer
 import trl.trainer.utils
 from accelerate.utils import send_to_device
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from torch.utils.data import Sampler
@@ -108,7 +110,8 @@ class TrainingRun:
     tokens: int
     trained_tokens: int
     seconds: float  # of the steps, summed over interrupted runs
-    log: list[Row]  # the rows of training.jsonl
+    log: list[Row]  # the rows of training.jsonl, and the seconds of each step
+    first_loss: float | None = None  # of DPO, before any step and without dropout
 
     def record(self) -> Row:
         """What the manifest keeps of it."""
@@ -309,8 +312,9 @@ def train_dpo(
             processing_class=tokenizer,
         )
         _restore(policy.model, start)
-        _check_start(trainer, start)
-        return _train(trainer, policy, folder, rows, settings, start, len(pairs))
+        first_loss = _check_start(trainer, start)
+        run = _train(trainer, policy, folder, rows, settings, start, len(pairs))
+        return replace(run, first_loss=first_loss)
 
 
 def _new_adapter(base: torch.nn.Module, cfg: Model) -> PeftModel:
@@ -391,7 +395,9 @@ def _train(
     if "ref" in policy.model.peft_config:
         policy.model.delete_adapter("ref")
     save_adapter(Policy(policy.model.eval(), policy.tokenizer, policy.name), folder)
-    text = "".join(json.dumps(row) + "\n" for row in log)
+    # without the seconds: the same training gives the same file
+    rows_out = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
+    text = "".join(json.dumps(row) + "\n" for row in rows_out)
     (folder / "training.jsonl").write_text(text, "utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     tokens, trained = _tokens_seen(rows, settings, trainer.args.seed, steps)
@@ -422,8 +428,11 @@ def _restore(model: PeftModel, start: dict[str, torch.Tensor]) -> None:
             parameter.data = start[name].clone()
 
 
-def _check_start(trainer: _Dpo, start: dict[str, torch.Tensor]) -> None:
-    """The policy is M_t, the reference a frozen copy of M_t, and so the first loss is ln 2."""
+def _check_start(trainer: _Dpo, start: dict[str, torch.Tensor]) -> float:
+    """The policy is M_t, the reference a frozen copy of M_t, and so the first loss is ln 2.
+
+    Returns that loss.
+    """
     parameters = dict(trainer.model.named_parameters())
     for name, value in start.items():
         policy, reference = parameters[name], parameters.get(name.replace(".default.", ".ref."))
@@ -438,6 +447,7 @@ def _check_start(trainer: _Dpo, start: dict[str, torch.Tensor]) -> None:
             f"DPO's first loss is {loss:.5f} and not ln 2 = 0.69315: policy and reference differ "
             "before any training."
         )
+    return loss
 
 
 def _first_loss(trainer: _Dpo) -> float:
@@ -497,7 +507,6 @@ class _Progress(TrainerCallback):
             initial=state.global_step,
             desc="training",
             unit="step",
-            leave=False,
             mininterval=2.0,
         )
         self.since = time.monotonic()
@@ -563,6 +572,9 @@ def _quiet_and_deterministic() -> Iterator[None]:
     TRL takes only the positions with a label where there is Triton, and all of them elsewhere so
     that shapes stay fixed for Neuron devices; a CPU gains from the former too.
     """
+    disable_progress_bars()  # widgets, which an executed notebook cannot show again
+    # It warns of equal file times, which say nothing here: checkpoints go by their numbers.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     was = torch.are_deterministic_algorithms_enabled()
     was_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
@@ -570,7 +582,11 @@ def _quiet_and_deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes nothing
     try:
-        with patch.object(trl.trainer.utils, "_use_triton", lambda device: True, create=True):
+        quiet = patch.object(trl.trainer.dpo_trainer, "tqdm", lambda iterable, **_: iterable)
+        everywhere = patch.object(
+            trl.trainer.utils, "_use_triton", lambda device: True, create=True
+        )
+        with quiet, everywhere:
             yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=was_warn)

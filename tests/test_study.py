@@ -114,7 +114,7 @@ def test_kept_leaves_out_dropped_rows():
 
 
 def test_a_table_and_its_manifest_line(study):
-    rows = study.make_table("seed/ift", ITEMS, work, CHUNK, counts={"too long": 2})
+    rows = study.make_table("seed/ift", ITEMS, work, CHUNK, extra={"counts": {"too long": 2}})
     assert [row["id"] for row in rows] == [f"r{i}" for i in ITEMS]
     assert [row["before"] for row in rows] == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9]
     assert study.read("seed/ift") == rows == read_jsonl(study.path / "seed/ift.jsonl")

@@ -207,7 +207,7 @@ def test_sft_writes_an_adapter_that_proves_itself(m1):
     rows = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     assert rows == run.log
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert set(rows[0]) == {"step", "loss", "learning_rate", "seconds"}
+    assert set(rows[0]) == {"step", "loss", "learning_rate"}
 
 
 def test_sft_counts_steps_and_tokens(m1, tokenizer):
