@@ -141,7 +141,7 @@ def test_run_executes_the_series_in_order_with_its_parameters(srkit, executed, t
     study = str(tmp_path / "s")
     assert executed[0][1] == {"study": study}
     assert executed[4][1] == {"study": study, "arm": "self-rewarding", "iteration": 1}
-    assert "Report: not made yet" in out
+    assert "for what is made and what is missing" in out
 
 
 @pytest.mark.parametrize("arms", ["self-rewarding,ift-only", "ift-only, self-rewarding"])

@@ -232,9 +232,11 @@ def test_too_few_pairs_stop_after_the_table_was_written(prompted, make):
 
 
 def test_a_judge_that_always_says_the_same_stops_the_loop_where_asked(prompted, make):
-    stop = "judge.when_unhealthy=stop judge.max_modal_share=0.9"
+    stop = "judge.when_unhealthy=stop judge.max_flat_rate=0.9"
     new = Study.open(prompted.path, overrides=stop, change=True)  # nothing is stale by that
     make_candidates(new, "self-rewarding", 1)
     judged(new, make, {i: [5, 5, 5] for i in range(6)})
-    with pytest.raises(SrkitError, match=f"judge of {ITERATION} is unhealthy: 100% of its scores"):
+    with pytest.raises(
+        SrkitError, match=f"judge of {ITERATION} is unhealthy: it scores all candidates alike"
+    ):
         make_pairs(new, "self-rewarding", 1)
