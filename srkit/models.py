@@ -531,8 +531,16 @@ def save_adapter(policy: Policy, folder: Path) -> dict[str, Any]:
         )
     policy.model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, an empty form
+    _sort_lists(folder / "adapter_config.json")
     (folder / "fingerprint.json").write_text(json.dumps(made, indent=1) + "\n", "utf-8")
     return made
+
+
+def _sort_lists(file: Path) -> None:
+    """PEFT writes sets in the order of the process; the same adapter gives the same file here."""
+    config = json.loads(file.read_text("utf-8"))
+    config = {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}
+    file.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def fingerprint(policy: Policy) -> dict[str, Any]:

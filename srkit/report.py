@@ -178,6 +178,8 @@ def _card(table: pd.DataFrame) -> list[str]:
 
 
 def _constraints(table: pd.DataFrame) -> list[str]:
+    if table.empty:
+        return ["No test prompt carries a constraint that a program could check."]
     rows = table[table["kind"] == "all constraints"].to_dict("records")
     each = ", ".join(f"{row['model']} {_rate(row)}" for row in rows)
     return [f"Checkable constraints met: {each}."] if rows else []

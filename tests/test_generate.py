@@ -202,7 +202,8 @@ def test_the_batch_fits_the_free_memory(policy, passes, monkeypatch, share):
     free = 1.1 * share * row / generate.MEMORY_SHARE
     monkeypatch.setattr(generate, "_free_bytes", lambda device: free)
     assert sample(policy, CHATS, 3, HOT, SEEDS) == all_alone(policy)
-    assert max(rows for rows, tokens in passes if tokens == 1) == min(share, 3)
+    # a second prompt's row may take the place of one that ended early
+    assert min(share, 3) <= max(rows for rows, tokens in passes if tokens == 1) <= share
 
 
 # --- ends ----------------------------------------------------------------------------------------
