@@ -49,12 +49,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from srkit.config import SrkitError
 from srkit.tiny import tiny_model, tiny_tokenizer
 
 # bitsandbytes advertises a kernel that it would fetch from a hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# "Loading weights" takes a second, and as a widget it cannot be shown again in a saved notebook.
+transformers_logging.disable_progress_bar()
 # PEFT 0.21 still asks by the old name, each time an adapter is put on.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
