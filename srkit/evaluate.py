@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from srkit.engine import Sampling, open_engine
 from srkit.plan import SEED_MODELS, model_names
 from srkit.prompts import compare_prompt, user
 from srkit.study import Row, Study, derive_seed
@@ -30,9 +31,6 @@ def rivals(models: Sequence[str], model: str) -> list[str]:
 
 def make_responses(study: Study, model: str) -> list[Row]:
     """Step `<model>/responses`: one answer to each test prompt."""
-    from srkit.generate import Sampling, sample
-    from srkit.models import open_policy
-
     step = f"{model}/responses"
     config = study.config
     sampling = Sampling(config.eval.max_tokens, config.eval.temperature, config.eval.top_p)
@@ -41,7 +39,7 @@ def make_responses(study: Study, model: str) -> list[Row]:
         # The same stream for every model: differences come from the models.
         seeds = [[derive_seed(config.random_seed, "responses", row["id"])] for row in part]
         prompts = [user(row["prompt"]) for row in part]
-        drawn = sample(open_policy(study, model), prompts, 1, sampling, seeds)
+        drawn = open_engine(study, model).sample(prompts, 1, sampling, seeds)
         return [
             {
                 **row,
@@ -103,9 +101,6 @@ def make_referee_comparisons(study: Study) -> list[Row]:
 
 def _compare(study: Study, matches: Sequence[Match], _: list[Row]) -> list[Row]:
     """Two rows per match, one per order."""
-    from srkit.generate import score_options
-    from srkit.models import open_policy
-
     referee = study.config.eval.referee
     rows, prompts = [], []
     for match in matches:
@@ -115,7 +110,7 @@ def _compare(study: Study, matches: Sequence[Match], _: list[Row]) -> list[Row]:
             prompts.append(compare_prompt(match.prompt, *texts))
             identifier = "|".join((*names.values(), first))
             rows.append({"id": identifier, **names, "first": first, "referee": referee})
-    logs = score_options(open_policy(study, referee), prompts, [" A", " B"])  # (matches * 2, 2)
+    logs = open_engine(study, referee).score_options(prompts, [" A", " B"])  # (matches * 2, 2)
     for row, (a, b) in zip(rows, logs, strict=True):
         odds = float(a - b) if row["first"] == "left" else float(b - a)
         row["preferred"] = "left" if odds > 0 else "right" if odds < 0 else None

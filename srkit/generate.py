@@ -38,7 +38,9 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from srkit.config import SrkitError
-from srkit.models import Conversation, Policy, encode_prompt, stop_token_ids
+from srkit.engine import Completion, Sampling
+from srkit.models import Policy, encode_prompt, stop_token_ids
+from srkit.prompts import Conversation
 
 Ids = tuple[int, ...]
 
@@ -52,28 +54,16 @@ ROW_WORK = 512  # columns of attention that take about as long as a row's matrix
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to draw: at most `max_tokens`; `temperature` 0 is greedy; `top_p` in (0, 1].
+class HfEngine:
+    """The engine of this module, as steps know engines."""
 
-    `stop` is a regular expression; a row ends once its text matches, and keeps the match.
-    """
+    policy: Policy
 
-    max_tokens: int
-    temperature: float = 0.7
-    top_p: float = 0.9
-    stop: str | None = None
+    def sample(self, *question) -> list[list[Completion]]:
+        return sample(self.policy, *question)
 
-
-@dataclass(frozen=True)
-class Completion:
-    """Generated text without special tokens; `tokens` leaves out the end token.
-
-    `truncated`: the row reached `max_tokens` with neither an end token nor a stop match.
-    """
-
-    text: str
-    tokens: int
-    truncated: bool
+    def score_options(self, *question) -> np.ndarray:
+        return score_options(self.policy, *question)
 
 
 def sample(

@@ -21,6 +21,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from srkit.config import Instruct, SrkitError
+from srkit.engine import Sampling, open_engine
 from srkit.prompts import parse_requests, self_instruct_prompt
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -92,9 +93,6 @@ def make_prompts(study: Study, arm: str, iteration: int) -> list[Row]:
 
     Raises: SrkitError if no draft survives the filters.
     """
-    from srkit.generate import Sampling, sample
-    from srkit.models import open_policy
-
     name = f"{arm}/iter-{iteration}/prompts"
     config = study.config.for_arm(arm)
     settings = config.instruct
@@ -109,7 +107,7 @@ def make_prompts(study: Study, arm: str, iteration: int) -> list[Row]:
         lists = [few_shots(seeds, mine, settings, rng) for _ in range(settings.lists_per_round)]
         streams = [[derive_seed(*coordinates, i)] for i in range(len(lists))]
         prompts = [self_instruct_prompt(shots) for shots in lists]
-        completions = sample(open_policy(study, writer), prompts, 1, sampling, streams)
+        completions = open_engine(study, writer).sample(prompts, 1, sampling, streams)
         drafts = [
             draft
             for shots, (completion,) in zip(lists, completions, strict=True)

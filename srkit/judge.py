@@ -22,6 +22,7 @@ from itertools import pairwise
 import numpy as np
 
 from srkit.config import Judge, SrkitError
+from srkit.engine import Sampling, open_engine
 from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -201,12 +202,9 @@ def _prompts(part: Sequence[Row], settings: Judge) -> list:
 
 
 def _sampled_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
-    from srkit.generate import Sampling, sample
-    from srkit.models import open_policy
-
     sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, SCORE_STOP)
     prompts = _prompts(part, settings)
-    drawn = sample(open_policy(study, model), prompts, len(seeds[0]), sampling, seeds)
+    drawn = open_engine(study, model).sample(prompts, len(seeds[0]), sampling, seeds)
     return [
         [
             {
@@ -222,14 +220,11 @@ def _sampled_scores(study: Study, model: str, part, seeds, settings: Judge) -> l
 
 
 def _expected_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
-    from srkit.generate import score_options
-    from srkit.models import open_policy
-
     low, high = SCALES[settings.rubric]
     values = np.arange(low, high + 1)
     forced = {"role": "assistant", "content": "Score:"}
     prompts = [[*prompt, forced] for prompt in _prompts(part, settings)]
-    logs = score_options(open_policy(study, model), prompts, [f" {v}" for v in values])
+    logs = open_engine(study, model).score_options(prompts, [f" {v}" for v in values])
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))  # (responses, scores)
     expected = (weights * values).sum(axis=1) / weights.sum(axis=1)
     return [

@@ -52,6 +52,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from srkit.config import SrkitError
+from srkit.prompts import Conversation
 from srkit.tiny import tiny_model, tiny_tokenizer
 
 # bitsandbytes advertises a kernel that it would fetch from a hub.
@@ -66,8 +67,6 @@ if TYPE_CHECKING:
 
     from srkit.config import Model
     from srkit.study import Study
-
-Conversation = list[dict[str, str]]
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

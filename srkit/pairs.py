@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from srkit.config import Pairs, SrkitError
+from srkit.engine import Sampling, open_engine
 from srkit.health import check_health
 from srkit.judge import mean_scores
 from srkit.prompts import user
@@ -25,9 +26,6 @@ from srkit.study import Row, Study, derive_seed, kept
 
 def make_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
     """Step `<arm>/iter-<t>/candidates`: N responses of M_t to each new prompt."""
-    from srkit.generate import Sampling, sample
-    from srkit.models import open_policy
-
     folder = f"{arm}/iter-{iteration}"
     config = study.config.for_arm(arm)
     settings = config.candidates
@@ -40,7 +38,7 @@ def make_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
             for row in part
         ]
         prompts = [user(row["prompt"]) for row in part]
-        drawn = sample(open_policy(study, policy), prompts, settings.n, sampling, seeds)
+        drawn = open_engine(study, policy).sample(prompts, settings.n, sampling, seeds)
         return [
             {
                 "id": f"{row['id']}#{i}",

@@ -53,7 +53,6 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from srkit.config import SrkitError
 from srkit.models import (
-    Conversation,
     Policy,
     attach_adapter,
     encode_completion,
@@ -63,6 +62,7 @@ from srkit.models import (
     release,
     save_adapter,
 )
+from srkit.prompts import Conversation
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft

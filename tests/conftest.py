@@ -1,10 +1,9 @@
 """Shared fixtures: a small study, a way to fill it, an engine without a model."""
 
 import os
-import sys
 import types
-from collections import namedtuple
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -12,10 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("srkit", deadline=None, derandomize=True)
 settings.load_profile("srkit")
 
+from srkit import evaluate, instruct, judge, pairs  # noqa: E402
+from srkit.engine import Completion  # noqa: E402
 from srkit.study import Study  # noqa: E402
-
-Completion = namedtuple("Completion", "text tokens truncated")
-Sampling = namedtuple("Sampling", "max_tokens temperature top_p stop", defaults=(None,))
 
 
 @pytest.fixture
@@ -49,32 +47,29 @@ def make():
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stand-ins for srkit.generate and srkit.models: set `engine.reply(content, seed) -> text`,
-    and `engine.score(content, option) -> log-probability`; `engine.calls` are the arguments."""
+    """An engine without a model: set `engine.reply(content, seed) -> text`, and
+    `engine.score(content, option) -> log-probability`; `engine.calls` are the arguments, after the
+    model's name."""
     fake = types.SimpleNamespace(calls=[], reply=lambda content, seed: "", score=lambda c, o: 0.0)
 
-    def sample(policy, conversations, n, sampling, seeds):
-        import numpy as np
+    class Fake:
+        def __init__(self, study, name):
+            self.name = name
 
-        assert np.shape(seeds) == (len(conversations), n)
-        fake.calls.append((policy, conversations, n, sampling, seeds))
-        texts = [
-            [fake.reply(conversation[0]["content"], seed) for seed in row]
-            for conversation, row in zip(conversations, seeds, strict=True)
-        ]
-        return [[Completion(text, len(text.split()), False) for text in row] for row in texts]
+        def sample(self, conversations, n, sampling, seeds):
+            assert np.shape(seeds) == (len(conversations), n)
+            fake.calls.append((self.name, conversations, n, sampling, seeds))
+            texts = [
+                [fake.reply(conversation[0]["content"], seed) for seed in row]
+                for conversation, row in zip(conversations, seeds, strict=True)
+            ]
+            return [[Completion(text, len(text.split()), False) for text in row] for row in texts]
 
-    def score_options(policy, conversations, options):
-        import numpy as np
+        def score_options(self, conversations, options):
+            fake.calls.append((self.name, conversations, options))
+            scores = [[fake.score(c[0]["content"], o) for o in options] for c in conversations]
+            return np.array(scores)
 
-        fake.calls.append((policy, conversations, options))
-        return np.array([[fake.score(c[0]["content"], o) for o in options] for c in conversations])
-
-    for name, members in {
-        "srkit.generate": {"sample": sample, "score_options": score_options, "Sampling": Sampling},
-        "srkit.models": {"open_policy": lambda study, name: name},
-    }.items():
-        module = types.ModuleType(name)
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, name, module)
+    for module in (evaluate, instruct, judge, pairs):
+        monkeypatch.setattr(module, "open_engine", Fake)
     return fake

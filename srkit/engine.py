@@ -1,0 +1,82 @@
+"""Who answers: the two questions that a step may put to a model, and the engines that answer them.
+
+`sample` draws texts, `score_options` reads probabilities. A step opens an engine for a model of its
+study and knows nothing else of it. The study's own models are run by `srkit.generate` (`hf`).
+
+    python -c "from srkit.engine import *; from srkit.prompts import user; \\
+        from srkit.study import Study; e = open_engine(Study.open('runs/first'), 'M1'); \\
+        print(e.sample([user('Hi')], 2, Sampling(8), [[0, 1]]))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from srkit.prompts import Conversation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from srkit.study import Study
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw: at most `max_tokens`; `temperature` 0 is greedy; `top_p` in (0, 1].
+
+    `stop` is a regular expression; a row ends once its text matches, and keeps the match.
+    """
+
+    max_tokens: int
+    temperature: float = 0.7
+    top_p: float = 0.9
+    stop: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Generated text without special tokens; `tokens` leaves out the end token.
+
+    `truncated`: the row reached `max_tokens` with neither an end token nor a stop match.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+class Engine(Protocol):
+    """What answers for one model."""
+
+    def sample(
+        self,
+        conversations: Sequence[Conversation],
+        n: int,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Completion]]:
+        """Draw `n` completions of each of P conversations; `seeds` (P, n) gives each its stream.
+
+        A final assistant message is a prefix that generation continues. Returns (P, n).
+        """
+
+    def score_options(
+        self, conversations: Sequence[Conversation], options: Sequence[str]
+    ) -> np.ndarray:
+        """Log-probabilities (natural, temperature 1) of options as continuations.
+
+        Returns float64 (P, options).
+        """
+
+
+def open_engine(study: Study, name: str) -> Engine:
+    """The engine that answers for a model of the study (`M0`, `baseline`, `M1`, `<arm>/M2`).
+
+    Raises: SrkitError, also naming the notebook that trains a missing adapter.
+    """
+    from srkit.generate import HfEngine
+    from srkit.models import open_policy
+
+    return HfEngine(open_policy(study, name))
