@@ -66,6 +66,9 @@ class Model(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU if there is one"
     )
+    engine: Literal["hf", "vllm"] = Field(
+        "hf", description="what draws and scores: srkit.generate, or vLLM (its own extra)"
+    )
     lora_rank: PositiveInt = Field(16, description="columns of the adapter's matrices")
     lora_alpha: PositiveInt = Field(32, description="the adapter is scaled by alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="the paper's dropout is 0.1")

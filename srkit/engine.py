@@ -1,7 +1,8 @@
 """Who answers: the two questions that a step may put to a model, and the engines that answer them.
 
 `sample` draws texts, `score_options` reads probabilities. A step opens an engine for a model of its
-study and knows nothing else of it. The study's own models are run by `srkit.generate` (`hf`).
+study and knows nothing else of it. The study's own models are run by `srkit.generate` (`hf`) or
+`srkit.vllm_engine` (`vllm`), as `model.engine` says.
 
     python -c "from srkit.engine import *; from srkit.prompts import user; \\
         from srkit.study import Study; e = open_engine(Study.open('runs/first'), 'M1'); \\
@@ -76,6 +77,10 @@ def open_engine(study: Study, name: str) -> Engine:
 
     Raises: SrkitError, also naming the notebook that trains a missing adapter.
     """
+    if study.config.model.engine == "vllm":
+        from srkit import vllm_engine
+
+        return vllm_engine.open_engine(study, name)
     from srkit.generate import HfEngine
     from srkit.models import open_policy
 

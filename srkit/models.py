@@ -34,6 +34,7 @@ import math
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,25 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -
 # --- the base ----------------------------------------------------------------------------------
 
 
+def locate_base(cfg: Model) -> tuple[str, PreTrainedTokenizerBase]:
+    """Folder or hub id of M0 and its tokenizer, for an engine that reads the weights on its own.
+
+    Raises: SrkitError, also for `tiny`, which has no files.
+    """
+    if cfg.name == "tiny":
+        raise SrkitError(
+            "model.name = tiny is made in this process and has no files that another engine could "
+            "read. Set model.engine=hf, or model.name to a folder, a hub id or smollm2-135m."
+        )
+    source = _source(cfg)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # every format's reader has errors of its own
+        raise SrkitError(could_not_load(cfg.name, error)) from error
+    _complete(tokenizer, cfg.name)
+    return source, tokenizer
+
+
 def load_base(cfg: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """M0 and its tokenizer, in eval mode, on the device and in the type that `cfg` asks for.
 
@@ -254,7 +274,7 @@ def _load_from(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     except Exception as error:  # every format's reader has errors of its own
-        raise SrkitError(_could_not_load(cfg.name, error)) from error
+        raise SrkitError(could_not_load(cfg.name, error)) from error
     return (model if cfg.quantization == "nf4" else model.to(device)), tokenizer
 
 
@@ -272,7 +292,8 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _could_not_load(name: str, error: Exception) -> str:
+def could_not_load(name: str, error: Exception) -> str:
+    """What went wrong, and what can be done about it."""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     advice = (
         f"Without a network, get it on a machine that has one (hf download {name}) and give the "
@@ -357,7 +378,7 @@ def _unpack(gguf: Path, target: Path) -> Path:
         partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         _appear(partial, target)
     except Exception as error:  # as above
-        raise SrkitError(_could_not_load(str(gguf), error)) from error
+        raise SrkitError(could_not_load(str(gguf), error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -470,9 +491,14 @@ def open_policy(study: Study, name: str) -> Policy:
     return _live
 
 
+releases: list[Callable[[], None]] = []  # of engines that hold memory outside this process
+
+
 def release() -> None:
-    """Forget the base and the policy, and give their memory back."""
+    """Forget the base and the policy, and give their memory and that of other engines back."""
     global _base
+    for other in releases:
+        other()
     _put_away()
     _base = None
     gc.collect()
@@ -501,7 +527,7 @@ def attach_adapter(policy: Policy, folder: Path, trainable: bool = False) -> Pol
     """
     from peft import PeftModel
 
-    recorded = _read_fingerprint(folder)
+    recorded = read_fingerprint(folder)
     _same_base(recorded, policy, folder)
     try:
         model = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
@@ -606,7 +632,11 @@ def adapter_sha256(model: PeftModel) -> str:
     """Hash over names and float32 values of the active adapter, as they sit in the model."""
     from peft import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return weights_sha256(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def weights_sha256(weights: dict[str, torch.Tensor]) -> str:
+    """Hash over names and float32 values; an adapter's file has the names of its state dict."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -614,7 +644,8 @@ def adapter_sha256(model: PeftModel) -> str:
     return digest.hexdigest()
 
 
-def _read_fingerprint(folder: Path) -> dict[str, Any]:
+def read_fingerprint(folder: Path) -> dict[str, Any]:
+    """What was recorded when the adapter in `folder` was trained. Raises: SrkitError."""
     files = ("adapter_config.json", "adapter_model.safetensors", "fingerprint.json")
     missing = [f for f in files if not (folder / f).exists()]
     if missing:
