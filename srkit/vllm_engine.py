@@ -301,6 +301,8 @@ def _start(cfg: Model, source: str) -> Any:
         max_model_len=-1,  # the model's own, or less where memory holds no row of that length
         gpu_memory_utilization=_memory_share(device),
         enable_prefix_caching=True,
+        # vLLM 0.32 takes a draw back where a prompt is cut in two, which CPU generators cannot.
+        enable_chunked_prefill=device != "cpu",
         enable_lora=True,
         max_lora_rank=next((r for r in RANKS if r >= cfg.lora_rank), RANKS[-1]),
         max_logprobs=-1,

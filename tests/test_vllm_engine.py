@@ -151,6 +151,14 @@ def test_draws_follow_their_seeds_and_the_nucleus(study, plain):
         assert observed == pytest.approx(share, abs=4 * (share * (1 - share) / 400) ** 0.5 + 0.01)
 
 
+def test_prompts_that_fill_many_passes_are_drawn_with_seeds(study):
+    """32 prompts of 250 tokens are more than vLLM reads at once, even on a GPU."""
+    chats = [user(f"{i}. {RUBRIC * 4}") for i in range(32)]
+    streams = [[i] for i in range(32)]
+    drawn = vllm_engine.open_engine(study, "M0").sample(chats, 1, Sampling(max_tokens=2), streams)
+    assert all(1 <= row[0].tokens + (not row[0].truncated) <= 2 for row in drawn)
+
+
 def test_an_adapter_that_is_not_what_was_trained_is_refused(study, folder):
     shutil.copytree(folder.parent / "M1", folder.parent / "M2", dirs_exist_ok=True)
     file = folder.parent / "M2" / "fingerprint.json"
