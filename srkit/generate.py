@@ -23,6 +23,8 @@ Decoding settings of the paper (sec. 3.1): temperature 0.7, top-p 0.9, for judgi
         print(sample(p, [[{'role': 'user', 'content': 'Hi'}]], 2, Sampling(8), [[0, 1]]))"
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections import deque
@@ -40,6 +42,7 @@ from transformers import AttentionInterface
 from srkit.config import SrkitError
 from srkit.engine import Completion, Sampling
 from srkit.models import Policy, encode_prompt, stop_token_ids
+from srkit.parallel import fork_map, shares
 from srkit.prompts import Conversation
 
 Ids = tuple[int, ...]
@@ -49,6 +52,8 @@ ROW_LIMIT = {"cpu": 64, "cuda": 256}  # beyond it more rows hardly raise tokens 
 MEMORY_SHARE = 0.7  # of free memory, for caches and logits; the rest is for activations
 PREFILL_TOKENS = 2048  # new ones in one forward pass, which may read four times as many
 OPTION_LOGITS = 256  # positions in one forward pass that need logits over the vocabulary
+ROWS_EACH = 16  # that pay for a process of their own
+TOKENS_EACH = 1024  # of prompts that only want scores
 GROWTH = 128  # columns by which a row's cache grows
 ROW_WORK = 512  # columns of attention that take about as long as a row's matrix products
 
@@ -91,7 +96,7 @@ def sample(
         grid.append(rows)
     if n and prompts:
         with torch.no_grad(), _prepared(policy.model) as model:
-            _Batch(model, list(prompts), sampling.max_tokens).sample(prompts.values(), sampling)
+            _sample(model, list(prompts.values()), sampling)
     return [[row.completion() for row in rows] for rows in grid]
 
 
@@ -115,9 +120,34 @@ def score_options(
     if not (ids and encoded):
         return np.zeros((len(ids), len(encoded)))
     with torch.no_grad(), _prepared(policy.model) as model:
-        batch = _Batch(model, ids, max(map(len, encoded)))
-        scores = batch.score(map(_Prompt, dict.fromkeys(ids)), encoded)
+        prompts = [_Prompt(i) for i in dict.fromkeys(ids)]
+        parts = _parts(model, prompts, [len(p.ids) for p in prompts], TOKENS_EACH)
+        batch = _Batch(model, ids, max(map(len, encoded)), len(parts))
+        scores: dict[Ids, list[float]] = {}
+        for found in fork_map(lambda part: batch.score(part, encoded), parts):
+            scores |= found
     return np.array([scores[i] for i in ids], dtype=np.float64)
+
+
+def _sample(model: nn.Module, prompts: list[_Prompt], sampling: Sampling) -> None:
+    """Complete all rows, on a CPU in several processes where there are enough of them."""
+    parts = _parts(model, prompts, [len(prompt.rows) for prompt in prompts], ROWS_EACH)
+    batch = _Batch(model, [p.ids for p in prompts], sampling.max_tokens, len(parts))
+    rows = [[row for prompt in part for row in prompt.rows] for part in parts]
+
+    def work(number: int) -> list[tuple[list[int], bool]]:
+        batch.sample(parts[number], sampling)
+        return [(row.tokens, row.ended) for row in rows[number]]
+
+    for mine, ends in zip(rows, fork_map(work, range(len(parts))), strict=True):
+        for row, (tokens, ended) in zip(mine, ends, strict=True):
+            row.tokens, row.ended = tokens, ended
+
+
+def _parts(
+    model: nn.Module, prompts: list[_Prompt], weights: list[int], each: int
+) -> list[list[_Prompt]]:
+    return shares(prompts, weights, each) if model.device.type == "cpu" else [prompts]
 
 
 # --- drawing a token -----------------------------------------------------------------------------
@@ -406,7 +436,7 @@ AttentionInterface.register("srkit", _attend)
 class _Batch:
     """The rows being written and the caches they read; `columns`: the most tokens a row adds."""
 
-    def __init__(self, model: nn.Module, ids: list[Ids], columns: int):
+    def __init__(self, model: nn.Module, ids: list[Ids], columns: int, batches: int = 1):
         config = model.config.get_text_config()
         longest, context = max(map(len, ids)), config.max_position_embeddings
         if longest + columns > context:
@@ -430,7 +460,7 @@ class _Batch:
         layers = config.num_hidden_layers
         self.column_bytes = 2 * layers * kv_heads * size * model.dtype.itemsize
         self.row_bytes = (columns + GROWTH) * self.column_bytes + 16 * config.vocab_size
-        self.budget = MEMORY_SHARE * _free_bytes(self.device)
+        self.budget = MEMORY_SHARE * _free_bytes(self.device) / batches
         self._clear()
 
     def sample(self, prompts: Iterable[_Prompt], sampling: Sampling) -> None:
@@ -690,7 +720,7 @@ def _is_plain_lora(layer: nn.Module) -> bool:
     return hasattr(layer, "lora_A") and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
-def _dense(module: nn.Module) -> "_Dense | None":
+def _dense(module: nn.Module) -> _Dense | None:
     """What stands in for a linear layer during a call, or None if nothing does."""
     base = getattr(module, "base_layer", module)
     if type(base).__name__ == "Linear4bit":
@@ -704,7 +734,7 @@ def _dense(module: nn.Module) -> "_Dense | None":
     return _Dense(weight, base.bias)
 
 
-def _dequantised(module: nn.Module) -> "_Dense | None":
+def _dequantised(module: nn.Module) -> _Dense | None:
     from bitsandbytes.functional import dequantize_4bit
 
     state = module.weight.quant_state

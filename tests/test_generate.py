@@ -29,6 +29,12 @@ SEEDS = [[100 * p + k for k in range(3)] for p in range(len(CHATS))]
 HOT = Sampling(max_tokens=12, temperature=1.3, top_p=0.95)
 
 
+@pytest.fixture(autouse=True)
+def _one_process():
+    """What is watched here must not happen in another process."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def policy() -> Policy:
     return Policy(tiny_model(TOKENIZER), TOKENIZER, "M0")

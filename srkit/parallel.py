@@ -1,0 +1,104 @@
+"""Several CPU cores at once, by forked processes of one thread each.
+
+A step of decoding is two thousand small operations. Threads that share each of them spend the time
+waiting for one another: measured on two cores with SmolLM2, 32 rows decode 1.2 times as fast with
+two threads as with one, and 2.0 times as fast as two processes of 16 rows. A forked process has
+the model, and what was computed before the fork, without a copy.
+
+Surprising decisions: a process gets one thread, since OpenMP's threads do not survive a fork (as in
+torch's data loader); shares are dealt out beforehand, since who is free first is chance, and other
+company in a batch is another rounding; elsewhere than on Linux nothing is forked.
+
+    python -c "from srkit.parallel import *; print(fork_map(sum, [[1, 2], [3, 4]]))"
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import torch
+
+from srkit.config import SrkitError
+
+Item = TypeVar("Item")
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def shares(items: Sequence[Item], weights: Sequence[int], each: int) -> list[list[Item]]:
+    """Deal items to as many processes as there are threads, if each gets weights of `each`.
+
+    The heaviest come first, to the lightest share; the order depends on the weights alone.
+    """
+    count = min(torch.get_num_threads(), len(items), sum(weights) // each)
+    if sys.platform != "linux" or count < 2:
+        return [list(items)]
+    dealt: list[list[Item]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for i in sorted(range(len(items)), key=lambda i: -weights[i]):
+        to = loads.index(min(loads))
+        dealt[to].append(items[i])
+        loads[to] += weights[i]
+    return dealt
+
+
+def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """`work(part)` for all parts at once, each in a process of its own; a single part stays here.
+
+    Results are pickled; what `work` changes besides is lost. Raises: what `work` raises, or
+    SrkitError if a process was killed.
+    """
+    if len(parts) == 1:
+        return [work(parts[0])]
+    context = multiprocessing.get_context("fork")
+    running = []
+    try:
+        for part in parts:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_answer, args=(work, part, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            running.append((process, ours))
+        return [_result(connection) for _, connection in running]
+    finally:
+        for process, connection in running:
+            process.terminate()
+            process.join()
+            connection.close()
+
+
+def _answer(work: Callable[[Any], Any], part: Any, connection: Connection) -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        answer = (True, work(part))
+    except BaseException as error:
+        answer = (False, error)
+    connection.send(answer)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _result(connection: Connection) -> Any:
+    try:
+        good, value = connection.recv()
+    except EOFError:
+        raise SrkitError(
+            "A process that generates was killed, most likely because memory ran out. Close other "
+            "programs, choose a smaller candidates.chunk or judge.chunk, or set OMP_NUM_THREADS=1, "
+            "which keeps all in one process. What was made is kept; the same command goes on."
+        ) from None
+    if not good:
+        raise value
+    return value

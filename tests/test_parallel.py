@@ -1,0 +1,86 @@
+"""Forked processes: the same results as one process, errors and deaths that are told."""
+
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from srkit import generate
+from srkit.config import Model, SrkitError
+from srkit.engine import Sampling
+from srkit.models import load_policy
+from srkit.parallel import fork_map, shares
+from srkit.prompts import user
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
+
+
+@pytest.fixture
+def threads():
+    """`threads(n)`: as on a machine with so many cores."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_shares_are_balanced_by_weight_and_hold_every_item(threads):
+    threads(2)
+    assert shares("abcde", [5, 1, 9, 2, 4], each=4) == [["c", "d"], ["a", "e", "b"]]
+
+
+@pytest.mark.parametrize(("cores", "each", "count"), [(1, 1, 1), (4, 1, 4), (4, 5, 2), (9, 6, 1)])
+def test_a_share_is_worth_a_process(threads, cores, each, count):
+    threads(cores)
+    assert len(shares(range(5), [2] * 5, each)) == count
+
+
+def test_results_come_in_order_from_other_processes():
+    found = fork_map(lambda part: (sum(part), os.getpid()), [[1, 2], [3], [4, 5, 6]])
+    assert [total for total, _ in found] == [3, 3, 15]
+    assert len({pid for _, pid in found} | {os.getpid()}) == 4
+    assert fork_map(lambda part: os.getpid(), [[1]]) == [os.getpid()]
+
+
+def test_an_error_of_one_process_ends_all():
+    def work(part):
+        if part == 2:
+            raise SrkitError("part 2 cannot be done")
+        return part
+
+    with pytest.raises(SrkitError, match="part 2 cannot be done"):
+        fork_map(work, [1, 2, 3])
+
+
+def test_a_killed_process_is_told():
+    def work(part):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(SrkitError, match=r"was killed.*memory"):
+        fork_map(work, [1, 2])
+
+
+def test_samples_and_scores_do_not_depend_on_the_number_of_processes(threads, monkeypatch):
+    policy = load_policy(Model(name="tiny"))
+    prompts = [user("word " * (1 + i % 5)) for i in range(12)]
+    seeds = [[10 * i, 10 * i + 1] for i in range(12)]
+    forked = []
+    monkeypatch.setattr(
+        generate, "fork_map", lambda work, parts: forked.append(len(parts)) or fork_map(work, parts)
+    )
+
+    def ask():
+        drawn = generate.sample(policy, prompts, 2, Sampling(12, stop="zz"), seeds)
+        monkeypatch.setattr(generate, "TOKENS_EACH", 20)
+        return drawn, generate.score_options(policy, prompts, [" A", " B C"])
+
+    threads(1)
+    one, scores = ask()
+    threads(3)
+    monkeypatch.setattr(generate, "ROWS_EACH", 4)
+    several, same_scores = ask()
+    assert forked == [1, 1, 3, 3]
+    assert several == one
+    np.testing.assert_allclose(same_scores, scores, atol=1e-5)
