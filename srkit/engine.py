@@ -1,7 +1,8 @@
 """Who answers: the two questions that a step may put to a model, and the engines that answer them.
 
 `sample` draws texts, `score_options` reads probabilities. A step opens an engine for a model of its
-study and knows nothing else of it. The study's own models are run by `srkit.generate` (`hf`).
+study and knows nothing else of it. The study's own models are run by `srkit.generate` (`hf`); a
+model behind a server, under the name `endpoint`, by `srkit.endpoint`.
 
     python -c "from srkit.engine import *; from srkit.prompts import user; \\
         from srkit.study import Study; e = open_engine(Study.open('runs/first'), 'M1'); \\
@@ -67,15 +68,20 @@ class Engine(Protocol):
     ) -> np.ndarray:
         """Log-probabilities (natural, temperature 1) of options as continuations.
 
-        Returns float64 (P, options).
+        Returns float64 (P, options); a row of NaN where an engine cannot say.
         """
 
 
 def open_engine(study: Study, name: str) -> Engine:
     """The engine that answers for a model of the study (`M0`, `baseline`, `M1`, `<arm>/M2`).
 
+    `endpoint` is the model of `endpoint.model` behind its server; nothing else uses a network.
     Raises: SrkitError, also naming the notebook that trains a missing adapter.
     """
+    if name == "endpoint":
+        from srkit.endpoint import EndpointEngine
+
+        return EndpointEngine(study.config.endpoint, study.spent)
     from srkit.generate import HfEngine
     from srkit.models import open_policy
 
