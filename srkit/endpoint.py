@@ -64,7 +64,9 @@ class Listed:
     alternatives: tuple[tuple[str, float], ...]  # with the token itself, most probable first
 
 
-def option_logprobs(positions: Sequence[Listed], options: Sequence[str]) -> np.ndarray:
+def option_logprobs(
+    positions: Sequence[Listed], options: Sequence[str], bound: bool = True
+) -> np.ndarray:
     """Log-probabilities of options, from what a server lists for its most probable tokens.
 
     An option is looked for at the first token; where that token begins all options (" " before
@@ -72,16 +74,16 @@ def option_logprobs(positions: Sequence[Listed], options: Sequence[str]) -> np.n
     in white space only count where none is an option exactly: some servers drop a leading space.
 
     An option that is not listed beside one that is gets the least upper bound that the list
-    allows: the order of a listed and an unlisted option is right, their distance at least the true
-    one. Returns float64 (options,); NaN throughout if none is listed.
+    allows: the order of a listed and an unlisted option is right, their distance at most the true
+    one. It is NaN without `bound`. Returns float64 (options,); NaN throughout if none is listed.
     """
     for exact in (True, False):
         before, text = 0.0, ""
         for position in positions:
             found = [_logprob(position, option[len(text) :], exact) for option in options]
             if any(logprob is not None for logprob in found):
-                bound = _bound(position)
-                return before + np.array([bound if f is None else f for f in found])
+                unlisted = _bound(position) if bound else np.nan
+                return before + np.array([unlisted if f is None else f for f in found])
             before, text = before + position.logprob, text + position.token
             if not all(option.startswith(text) for option in options):
                 break
@@ -137,11 +139,12 @@ class EndpointEngine:
 
     `spent` counts requests, prompt_tokens and completion_tokens. All methods raise SrkitError: a
     request that failed to the end of its retries, a server that cannot do what is asked, or a
-    spent budget.
+    spent budget. `bound` is that of `option_logprobs`.
     """
 
     settings: Endpoint
     spent: Counter[str] = field(default_factory=Counter)
+    bound: bool = True
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def sample(
@@ -178,7 +181,7 @@ class EndpointEngine:
                 f"{self._name()} lists no log-probabilities of alternatives (top_logprobs), so it "
                 "can write but not be a referee. vLLM, SGLang, llama.cpp and OpenAI list them."
             )
-        scores = [option_logprobs(answer.listed, options) for answer in answers]
+        scores = [option_logprobs(answer.listed, options, self.bound) for answer in answers]
         return np.array(scores, dtype=np.float64).reshape(len(conversations), len(options))
 
     # --- requests ------------------------------------------------------------------------------

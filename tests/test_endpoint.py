@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import urllib.request
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -445,6 +446,14 @@ def vllm(folder: Path, port: int) -> list[str]:
     return [python, *words.split()]
 
 
+def transformers_serve(folder: Path, port: int) -> list[str]:
+    python = os.environ.get("SRKIT_SERVE_PYTHON") or sys.executable
+    if subprocess.run([python, "-c", "import fastapi, uvicorn"], capture_output=True).returncode:
+        pytest.skip("no transformers[serving] here, nor in the environment of SRKIT_SERVE_PYTHON")
+    run = "from transformers.cli.transformers import main; main()"
+    return [python, "-c", run, "serve", str(weights()), "--port", str(port), "--device", "cpu"]
+
+
 SERVERS = {"llama.cpp": llama_cpp, "vllm": vllm}
 
 
@@ -480,11 +489,17 @@ def unpacked_gguf(target: Path) -> Path:
 @pytest.fixture(scope="module", params=SERVERS)
 def real(request, tmp_path_factory):
     """An engine for a real server in a process of its own."""
-    folder = tmp_path_factory.mktemp("server")
+    with running(SERVERS[request.param], tmp_path_factory.mktemp("server")) as url:
+        yield EndpointEngine(Endpoint(url=url, model="smollm2", concurrency=4, retries=1))
+
+
+@contextmanager
+def running(program, folder: Path):
+    """Start a server on a free port; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = SERVERS[request.param](folder, port)
+    command = program(folder, port)
     quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
              "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
     with (folder / "log").open("w") as log:
@@ -494,9 +509,7 @@ def real(request, tmp_path_factory):
         )  # fmt: skip
     try:
         wait_for(f"http://127.0.0.1:{port}/v1/models", process, folder / "log")
-        yield EndpointEngine(
-            Endpoint(url=f"http://127.0.0.1:{port}/v1", model="smollm2", concurrency=4, retries=1)
-        )
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
         process.wait(30)
@@ -555,3 +568,14 @@ def test_it_draws_from_the_models_distribution(real, local):
     for word, p in zip(words, expected, strict=True):
         error = max(4 * math.sqrt(p * (1 - p) / 200), 0.02)
         assert abs(drawn.count(word) / 200 - p) < error, (word, p, drawn.count(word))
+
+
+@pytest.mark.slow
+def test_transformers_serve_begins_a_new_turn_and_is_refused(tmp_path, local):
+    with running(transformers_serve, tmp_path) as url:
+        engine = EndpointEngine(Endpoint(url=url, model=str(weights()), retries=1))
+        sampling = Sampling(16, temperature=0)
+        theirs, ours = (e.sample(QUESTIONS[:1], 1, sampling, [[0]]) for e in (engine, local))
+        assert theirs[0][0].text == ours[0][0].text
+        with pytest.raises(SrkitError, match="does not continue a final assistant message"):
+            engine.sample(QUESTIONS[2:3], 1, sampling, [[0]])
