@@ -224,7 +224,7 @@ class Endpoint(Section):
         "OPENAI_API_KEY", repr=False, description="the environment variable with the key, if any"
     )
     concurrency: PositiveInt = Field(8, description="requests under way at once")
-    timeout: float = Field(120, gt=0, description="seconds without an answer, then it is retried")
+    timeout: float = Field(600, gt=0, description="seconds without an answer, then it is retried")
     retries: int = Field(5, ge=0, description="with growing pauses; then the step stops")
     max_tokens: int = Field(
         0, ge=0, description="prompt and completion tokens that one process may spend; 0: no limit"

@@ -5,9 +5,9 @@ are used. A row has its own request and seed, so its draw does not depend on the
 
 Surprising decisions:
 - Servers differ in what they do with a final assistant message, and one that opens a new turn
-  after it answers another question without a word. So the server is asked: a continued message
-  adds its own tokens to the prompt, a new turn adds those of its frame too. One that does not
-  continue is refused. Continued by request: vLLM, SGLang, llama.cpp; by themselves: Ollama.
+  after it answers another question without a word. So this is tried out first, on the server's
+  count of prompt tokens: asking to continue makes the prompt shorter (vLLM), or the message adds
+  its own tokens and no frame of another turn (llama.cpp). A server that does neither is refused.
 - Some servers sample with a top-k, min-p or penalty of their own. They are switched off where the
   server knows these fields, so that temperature and top-p are all there is.
 - No server stops at a regular expression: text is cut at the end of the first match, afterwards.
@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+BEGUN = "This is a list"  # four tokens, and more than a single token can hold
 LISTED = 20  # alternatives per token; OpenAI and vLLM list no more
 PAUSE = 0.5  # seconds before an answer that makes no sense is asked for again; then twice that
 SEEDS = 2**31  # llama.cpp reads 32 bits, and its largest value as "random"
@@ -155,19 +157,20 @@ class EndpointEngine:
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Completion]]:
         """As `Engine.sample`; the server draws from seed modulo 2**31."""
-        requests = [
-            self._request(
-                conversation,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=seed % SEEDS,
-            )
+        asked = {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        rows = [
+            (conversation, seed % SEEDS)
             for conversation, streams in zip(conversations, seeds, strict=True)
             for _, seed in zip(range(n), streams, strict=True)
         ]
-        drawn = iter([_completion(answer, sampling.stop) for answer in self._ask_all(requests)])
-        return [[next(drawn) for _ in range(n)] for _ in conversations]
+        found = self._ask_all([self._request(c, **asked, seed=seed) for c, seed in rows])
+        texts = (self._new_text(c, a) for (c, _), a in zip(rows, found, strict=True))
+        drawn = (_completion(t, a, sampling.stop) for t, a in zip(texts, found, strict=True))
+        return [list(islice(drawn, n)) for _ in conversations]
 
     def score_options(
         self, conversations: Sequence[Conversation], options: Sequence[str]
@@ -244,7 +247,7 @@ class EndpointEngine:
         """Fields that switch a server's own sampling habits off, if it knows them."""
         link = self._link()
         if link.neutral is None:
-            known = self._prompt_tokens(user("Hi"), NEUTRAL) is not None
+            known = self._try(user("Hi"), NEUTRAL) is not None
             link.neutral = NEUTRAL if known else {}
         return link.neutral
 
@@ -252,27 +255,34 @@ class EndpointEngine:
         """Fields that make the server continue a final assistant message, as tried out."""
         link = self._link()
         if link.continuation is None:
-            short = self._prompt_tokens(user("Hi"), {}) or 0
-            begun = [*user("Hi"), {"role": "assistant", "content": "a"}]
-            for fields in (CONTINUE, {}):
-                long = self._prompt_tokens(begun, fields) or 0
-                if short < long <= short + 2:
-                    link.continuation = fields
-                    return fields
-            raise SrkitError(
-                f"{self._name()} does not continue a final assistant message: it begins a new "
-                "answer after it, so neither a list nor a forced `Better answer:` would go on. "
-                "Use a server that continues one: vLLM, SGLang, llama.cpp, Ollama."
-            )
+            begun = [*user("Hi"), {"role": "assistant", "content": BEGUN}]
+            short = self._ask(_first_token(user("Hi"), {}))
+            bare, told = self._try(begun, {}), self._try(begun, CONTINUE)
+            shorter = told and bare and told.prompt_tokens < bare.prompt_tokens
+            if told and (shorter or _continues(short, told)):
+                link.continuation, link.echoes = CONTINUE, told.text.startswith(BEGUN)
+            elif bare and _continues(short, bare):
+                link.continuation, link.echoes = {}, bare.text.startswith(BEGUN)
+            else:
+                raise SrkitError(
+                    f"{self._name()} does not continue a final assistant message: it begins a new "
+                    "answer after it, so neither a list nor a forced `Better answer:` would go on. "
+                    "Use a server that continues one, such as vLLM's or llama.cpp's."
+                )
         return link.continuation
 
-    def _prompt_tokens(self, conversation: Conversation, fields: dict[str, Any]) -> int | None:
-        """How many tokens a conversation has at the server; None if it refuses the fields."""
-        request = {"messages": conversation, "max_tokens": 1, "extra_body": fields}
+    def _try(self, conversation: Conversation, fields: dict[str, Any]) -> Answer | None:
+        """The first token of an answer; None if the server refuses the fields."""
         try:
-            return self._ask(request).prompt_tokens
+            return self._ask(_first_token(conversation, fields))
         except _RefusedError:
             return None
+
+    def _new_text(self, conversation: Conversation, answer: Answer) -> str:
+        """What was generated: llama.cpp's text begins with the message that was continued."""
+        last = conversation[-1]
+        echoed = last["role"] == "assistant" and self._link().echoes
+        return answer.text.removeprefix(last["content"]) if echoed else answer.text
 
     # --- errors --------------------------------------------------------------------------------
 
@@ -319,6 +329,7 @@ class _Link:
     client: OpenAI
     neutral: dict[str, Any] | None = None
     continuation: dict[str, Any] | None = None
+    echoes: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -340,7 +351,16 @@ def _link(settings: Endpoint, key: str) -> _Link:
     )
 
 
-def _completion(answer: Answer, stop: str | None) -> Completion:
-    match = re.search(stop, answer.text) if stop else None
-    text = answer.text[: match.end()] if match else answer.text
-    return Completion(text, answer.completion_tokens, not (match or answer.ended))
+def _first_token(conversation: Conversation, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": conversation, "max_tokens": 1, "extra_body": fields}
+
+
+def _continues(short: Answer, long: Answer) -> bool:
+    """Whether a prompt has grown by the message alone, and not by a new turn's frame."""
+    return 0 < long.prompt_tokens - short.prompt_tokens <= len(BEGUN.split()) + 1
+
+
+def _completion(text: str, answer: Answer, stop: str | None) -> Completion:
+    match = re.search(stop, text) if stop else None
+    cut = text[: match.end()] if match else text
+    return Completion(cut, answer.completion_tokens, not (match or answer.ended))

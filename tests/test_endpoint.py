@@ -18,6 +18,7 @@ import time
 import traceback
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srkit import parity
 from srkit.config import Endpoint, Model, SrkitError, resolve
 from srkit.endpoint import EndpointEngine, Listed, option_logprobs
 from srkit.engine import Sampling, open_engine
@@ -271,6 +273,32 @@ def test_a_server_that_begins_a_new_turn_is_refused(server):
         engine_for(server).score_options([[*user("Hi"), FORCED]], DIGITS)
 
 
+def test_a_server_that_knows_the_fields_may_have_any_frame(server):
+    """A template may add to a continued message, such as an empty block of thoughts."""
+
+    def thinking(handler, body):
+        frame = 9 if body.get("continue_final_message") else 14
+        words = sum(len(message["content"].split()) for message in body["messages"])
+        frame = 0 if len(body["messages"]) == 1 else frame
+        handler.send(200, completion(prompt_tokens=words + frame))
+
+    server.answer = thinking
+    engine_for(server).sample([[*user("Hi"), FORCED]], 1, Sampling(4), [[0]])
+    assert server.requests[-1]["continue_final_message"] is True
+
+
+def test_a_message_that_comes_back_with_its_continuation_is_taken_off(server):
+    def echo(handler, body):
+        words = " ".join(message["content"] for message in body["messages"]).split()
+        text = body["messages"][-1]["content"] + " 4\nGood"
+        handler.send(200, completion(text, prompt_tokens=len(words)))
+
+    server.answer = echo
+    begun = [[*user("Hi"), FORCED], user("Score:")]
+    drawn = engine_for(server).sample(begun, 1, Sampling(4), [[0], [0]])
+    assert [c.text for (c,) in drawn] == [" 4\nGood", "Score: 4\nGood"]
+
+
 def test_a_server_without_logprobs_is_no_referee(server):
     server.answer = lambda handler, body: handler.send(200, completion())
     with pytest.raises(SrkitError, match="can write but not be a referee"):
@@ -343,7 +371,7 @@ def refereed(server, tmp_path, make):
 
 def test_a_failure_keeps_whole_chunks_and_the_cost_is_counted(server, refereed, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    fine = [answer] * (3 + 64)  # what it understands; 32 comparisons in two orders
+    fine = [answer] * (4 + 64)  # what it understands; 32 comparisons in two orders
     server.faults = itertools.chain(fine, itertools.repeat(FAULTS["500"]))
     with pytest.raises(SrkitError, match=r"out of memory.*is kept"):
         make_referee_comparisons(refereed)
@@ -358,7 +386,7 @@ def test_a_failure_keeps_whole_chunks_and_the_cost_is_counted(server, refereed, 
     assert {row["preferred"] for row in rows if row["first"] == "left"} == {"left"}
     assert {abs(row["log_odds_left"]) for row in rows} == {2.4}
     cost = again.records()["referee/comparisons"]["endpoint"]
-    assert (cost["model"], cost["requests"], cost["completion_tokens"]) == ("m", 83, 166)
+    assert (cost["model"], cost["requests"], cost["completion_tokens"]) == ("m", 84, 168)
     written = [file for file in refereed.path.rglob("*") if file.is_file()]
     assert len(written) > 3
     assert not any(KEY.encode() in file.read_bytes() for file in written)
@@ -568,6 +596,14 @@ def test_it_draws_from_the_models_distribution(real, local):
     for word, p in zip(words, expected, strict=True):
         error = max(4 * math.sqrt(p * (1 - p) / 200), 0.02)
         assert abs(drawn.count(word) / 200 - p) < error, (word, p, drawn.count(word))
+
+
+@pytest.mark.slow
+def test_parity_finds_that_it_serves_the_base(real, local):
+    expected = parity.reference_answers(local.policy)
+    found = parity.answers(replace(real, bound=False))
+    assert parity.problems(found, expected, None, TOLERANCE) == []
+    assert parity.largest_difference(found, expected) < TOLERANCE
 
 
 @pytest.mark.slow
