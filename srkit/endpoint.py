@@ -124,12 +124,16 @@ def read_answer(answer: ChatCompletion) -> Answer:
     choice, usage = answer.choices[0], answer.usage
     tokens = choice.logprobs.content or () if choice.logprobs else ()
     return Answer(
-        text="" + (choice.message.content or ""),
+        text="" + (choice.message.content or ""),  # a TypeError if it is no text
         ended=choice.finish_reason == "stop",
         prompt_tokens=int(usage.prompt_tokens),
         completion_tokens=int(usage.completion_tokens),
         listed=tuple(
-            Listed(t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs))
+            Listed(
+                t.token,
+                float(t.logprob),
+                tuple((a.token, float(a.logprob)) for a in t.top_logprobs),
+            )
             for t in tokens
         ),
     )
@@ -179,7 +183,8 @@ class EndpointEngine:
         longest = max(map(len, options), default=1)  # no option has more tokens than letters
         asked = {"logprobs": True, "top_logprobs": LISTED, "temperature": 0, "max_tokens": longest}
         answers = self._ask_all([self._request(c, **asked) for c in conversations])
-        if any(len(t.alternatives) < 2 for a in answers for t in a.listed or (Listed("", 0, ()),)):
+        tokens = [token for answer in answers for token in answer.listed]
+        if answers and (not tokens or any(len(token.alternatives) < 2 for token in tokens)):
             raise SrkitError(
                 f"{self._name()} lists no log-probabilities of alternatives (top_logprobs), so it "
                 "can write but not be a referee. vLLM, SGLang, llama.cpp and OpenAI list them."
@@ -206,14 +211,14 @@ class EndpointEngine:
 
     def _ask(self, request: dict[str, Any]) -> Answer:
         """One answer. The client repeats what failed on its way, this what came back broken."""
-        import openai
+        create = self._link().client.chat.completions.create
+        from openai import OpenAIError  # the line above has said so if it is not installed
 
         self._check_budget()
-        create = self._link().client.chat.completions.create
         for attempt in range(self.settings.retries + 1):
             try:
                 answer = read_answer(create(model=self.settings.model, **request))
-            except openai.OpenAIError as error:
+            except OpenAIError as error:
                 raise self._failure(error) from None  # its trace would hold the request's headers
             except (ValueError, TypeError, AttributeError, LookupError):
                 time.sleep(min(PAUSE * 2**attempt, 8))
@@ -227,9 +232,10 @@ class EndpointEngine:
         )
 
     def _count(self, answer: Answer) -> None:
-        tokens = {name: getattr(answer, name) for name in ("prompt_tokens", "completion_tokens")}
         with self._lock:
-            self.spent.update(tokens, requests=1)
+            self.spent["requests"] += 1
+            self.spent["prompt_tokens"] += answer.prompt_tokens
+            self.spent["completion_tokens"] += answer.completion_tokens
 
     def _check_budget(self) -> None:
         used = self.spent["prompt_tokens"] + self.spent["completion_tokens"]
@@ -290,10 +296,9 @@ class EndpointEngine:
         """What the client gave up on, without the key, and what to do about it."""
         status = getattr(error, "status_code", None)
         kind = _RefusedError if status in (400, 422) else SrkitError
-        said = " ".join(str(error).split())[:300]
-        said = said.replace(self._key() or "***", "***")
-        advice = ADVICE.get(status or type(error).__name__, ADVICE["other"])
-        return kind(f"{self._name()} failed: {said} {advice} {KEPT}")
+        said = " ".join(str(error).replace(self._key() or "***", "***").split())
+        advice = ADVICE.get(status or type(error).__name__, "The server's own log says more.")
+        return kind(f"{self._name()} failed: {said[:300].rstrip('.')}. {advice} {KEPT}")
 
     def _link(self) -> _Link:
         return _link(self.settings, self._key())
@@ -310,15 +315,12 @@ class _RefusedError(SrkitError):
 
 
 ADVICE = {
-    400: "The server refuses the request: a prompt too long for it, or a field it does not know.",
-    401: "Put a valid key into the environment variable that endpoint.key_variable names.",
-    403: "Put a valid key into the environment variable that endpoint.key_variable names.",
+    **dict.fromkeys((400, 422), "Its prompts may be too long for the server's context."),
+    **dict.fromkeys((401, 403), "The variable that endpoint.key_variable names needs a valid key."),
     404: "Check endpoint.model, and endpoint.url with the /v1 that most addresses end in.",
-    422: "The server refuses the request: a prompt too long for it, or a field it does not know.",
     429: "Lower endpoint.concurrency, or raise endpoint.retries for longer pauses.",
     "APITimeoutError": "Raise endpoint.timeout, or lower endpoint.concurrency.",
     "APIConnectionError": "Is the server running, and endpoint.url its address?",
-    "other": "The server's own log says more.",
 }
 
 
