@@ -1,7 +1,8 @@
 """An endpoint: what its logs mean, broken servers, secrets, resume; and real servers (slow).
 
 The faults come from an HTTP server in this process that misbehaves on purpose. The real servers
-run SmolLM2: those found on this machine, see `SERVERS`.
+run SmolLM2, where they are found: on the path, in this environment, or where SRKIT_LLAMA_SERVER (a
+program), SRKIT_VLLM_PYTHON and SRKIT_SERVE_PYTHON (of other environments) point.
 """
 
 import itertools

@@ -77,9 +77,13 @@ def test_an_adapter_that_is_not_applied_is_told_from_other_faults():
     assert "looks like" not in problems(half, trained, base, 0.01)[0]
 
 
-def test_a_model_that_answers_as_m0_proves_nothing():
-    (line,) = problems(some(), some(), some(), 0.01)
-    assert "answers as M0 does" in line
+def test_an_adapter_that_changes_less_than_the_tolerance_is_missed_all_the_same():
+    base, trained = some(), some(logprobs=some().logprobs + 0.004)
+    rounded = some(logprobs=trained.logprobs + 0.001)
+    assert problems(rounded, trained, base, 0.01) == []
+    (line,) = problems(base, trained, base, 0.01)
+    assert "looks like the base" in line
+    assert "within 0 of M0's and 0.004 of the model's own" in line
 
 
 @pytest.fixture(scope="module")
