@@ -11,7 +11,7 @@ Surprising decisions:
   otherwise, and the texts part for good: that is counted as a tie, not as a difference.
 - A preset has no trained model. An adapter with random weights stands in: it changes every answer,
   which is all that is asked of it.
-- The endpoint takes part when it is named: mostly it is another model on purpose.
+- The endpoint takes part only when it is named: mostly it is another model on purpose.
 
     srkit bench parity --preset cpu
 """
@@ -22,18 +22,26 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from transformers import GenerationConfig
 
-from srkit.config import Model, SrkitError, legal_names
+from srkit.config import SrkitError, legal_names
 from srkit.engine import Engine, Sampling, open_engine
+from srkit.models import (
+    Policy,
+    encode_prompt,
+    load_policy,
+    open_policy,
+    placement,
+    release,
+    save_adapter,
+    stop_token_ids,
+)
 from srkit.plan import model_names
 from srkit.prompts import Conversation, compare_prompt, judge_prompt, user
-from srkit.study import Study
-
-if TYPE_CHECKING:
-    from srkit.models import Policy
+from srkit.study import Row, Study
 
 ENGINES = ("hf", "vllm", "endpoint")
 TOKENS = 24
@@ -206,11 +214,6 @@ def reference_answers(policy: Policy) -> Answers:
 
 def _greedy(policy: Policy, conversation: Conversation) -> tuple[str, list[tuple[int, float]]]:
     """A text, and for each of its tokens (and the end) the place and the gap to the next best."""
-    import torch
-    from transformers import GenerationConfig
-
-    from srkit.models import encode_prompt, stop_token_ids
-
     tokenizer, stops = policy.tokenizer, stop_token_ids(policy.tokenizer, policy.model)
     prompt = torch.tensor([encode_prompt(tokenizer, conversation)], device=policy.model.device)
     # A configuration of its own: a model's could penalise repetition.
@@ -239,10 +242,6 @@ def _greedy(policy: Policy, conversation: Conversation) -> tuple[str, list[tuple
 
 
 def _option_logprob(policy: Policy, conversation: Conversation, option: str) -> float:
-    import torch
-
-    from srkit.models import encode_prompt
-
     prompt = encode_prompt(policy.tokenizer, conversation)
     tokens = policy.tokenizer.encode(option, add_special_tokens=False)
     ids = torch.tensor([prompt + tokens], device=policy.model.device)
@@ -257,17 +256,19 @@ def _option_logprob(policy: Policy, conversation: Conversation, option: str) -> 
 def compare(
     study: Study, engines: Sequence[str] = (), models: Sequence[str] = ()
 ) -> list[Agreement]:
-    """Ask the engines for M0 and for the study's last trained model, or for `models`.
+    """Ask the engines for M0 and for the study's last trained model, or for `models` alone.
 
-    An engine that cannot be asked has its error as the problem. Raises: SrkitError on an unknown
+    The endpoint serves one model, whichever is named: say which of the study's it should be. An
+    engine that cannot be asked has its error as the problem. Raises: SrkitError on an unknown
     engine, or a model without an adapter.
     """
     engines = list(engines) or available()
     for engine in engines:
         if engine not in ENGINES:
             raise SrkitError(f"There is no engine {engine!r}. {legal_names(engine, ENGINES)}")
-    models = list(dict.fromkeys(["M0", *(models or last_trained(study))]))
-    references = {model: _reference(study, model) for model in models}
+    models = list(models) or ["M0", *last_trained(study)]
+    named = dict.fromkeys(["M0", *models])
+    references = {model: reference_answers(open_policy(study, model)) for model in named}
     return [_agreement(study, engine, model, references) for engine in engines for model in models]
 
 
@@ -284,15 +285,12 @@ def last_trained(study: Study) -> list[str]:
 
 def stand_in(preset: str, folder: Path) -> Study:
     """A study of a preset whose baseline is a random adapter."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from srkit.models import Policy, load_policy, release, save_adapter
+    from peft import LoraConfig, get_peft_model  # after srkit.models, which quietens bitsandbytes
 
     study = Study.open(folder, preset)
     cfg = study.config.model
 
-    def scramble(target: Path) -> dict:
+    def scramble(target: Path) -> Row:
         base = load_policy(cfg)
         rank = {"r": cfg.lora_rank, "lora_alpha": cfg.lora_alpha}
         with torch.random.fork_rng(devices=[]):
@@ -313,15 +311,9 @@ def stand_in(preset: str, folder: Path) -> Study:
     return study
 
 
-def _reference(study: Study, model: str) -> Answers:
-    from srkit.models import open_policy
-
-    return reference_answers(open_policy(study, model))
-
-
 def _agreement(study: Study, engine: str, model: str, references: dict[str, Answers]) -> Agreement:
     reference, base = references[model], None if model == "M0" else references["M0"]
-    tolerance = _tolerance(study.config.model)
+    tolerance = TOLERANCE[str(placement(study.config.model)[1]).removeprefix("torch.")]
     try:
         found = answers(_open(study, engine, model))
     except SrkitError as error:
@@ -346,9 +338,3 @@ def _open(study: Study, engine: str, model: str) -> Engine:
         update={"model": study.config.model.model_copy(update={"engine": engine})}
     )
     return open_engine(Study(study.path, cfg, study.arms), model)
-
-
-def _tolerance(cfg: Model) -> float:
-    from srkit.models import placement
-
-    return TOLERANCE[str(placement(cfg)[1]).removeprefix("torch.")]

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
@@ -558,8 +559,12 @@ def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: int = 180)
         try:
             urllib.request.urlopen(url, timeout=1)
             return
-        except OSError:  # not there yet, or 503 while it loads
-            time.sleep(0.5)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # it is loading
+                return
+        except OSError:  # not there yet
+            pass
+        time.sleep(0.5)
     raise AssertionError(log.read_text()[-3000:])
 
 

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from srkit import parity
 from srkit.cli import app
 from srkit.config import SrkitError
+from srkit.models import release
 from srkit.parity import OPTIONS, TEXTS, Answers, differences, problems
 
 COUNT = sum(len(options) for _, options in OPTIONS)
@@ -89,8 +90,6 @@ def test_an_adapter_that_changes_less_than_the_tolerance_is_missed_all_the_same(
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     yield parity.stand_in("tiny", tmp_path_factory.mktemp("parity") / "study")
-    from srkit.models import release
-
     release()
 
 
@@ -98,6 +97,10 @@ def test_the_hf_engine_agrees_for_the_base_and_for_an_adapter(study):
     rows = parity.compare(study, ["hf"])
     assert [(row.model, row.problems) for row in rows] == [("M0", ()), ("baseline", ())]
     assert all(row.difference < 1e-3 for row in rows)
+
+
+def test_models_are_those_that_are_named(study):
+    assert [row.model for row in parity.compare(study, ["hf"], ["baseline"])] == ["baseline"]
 
 
 def test_an_engine_that_drops_the_adapter_is_found_out(study, monkeypatch):
