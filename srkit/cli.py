@@ -1,4 +1,4 @@
-"""The command line: `srkit run`, `status`, `doctor`, `figures`, `report`. Thin; see the modules.
+"""The command line: `srkit run`, `status`, `doctor`, `figures`, `report`, `bench`. Thin.
 
 `run` executes the numbered notebooks with papermill, in order, and skips those whose steps are
 all finished. Executed copies go into the study.
@@ -183,6 +183,46 @@ def report(study: StudyArgument) -> None:
     from srkit.study import Study
 
     typer.echo(make_report(Study.open(study)))
+
+
+bench_app = typer.Typer(no_args_is_help=True, help="Hold the kit against other ways.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("parity")
+def bench_parity(
+    study: Annotated[Path | None, typer.Option(help="Its M0 and its last trained model.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="Without a study: its model, and a random adapter on it.")
+    ] = "cpu",
+    engines: Annotated[
+        str, typer.Option(help="Of hf, vllm, endpoint, with commas; if empty, those installed.")
+    ] = "",
+    models: Annotated[str, typer.Option(help="Models of the study, with commas.")] = "",
+) -> None:
+    """Do engines answer as plain transformers does? Greedy texts and log-probabilities."""
+    from tempfile import TemporaryDirectory
+
+    from srkit import parity
+    from srkit.study import Study
+
+    with TemporaryDirectory() as folder:
+        opened = Study.open(study) if study else parity.stand_in(preset, Path(folder))
+        found = parity.compare(opened, _words(engines), _words(models))
+    for row in found:
+        ties = f", {row.ties} near ties" if row.ties else ""
+        said = "differs" if row.problems else "agrees"
+        typer.echo(
+            f"{row.model:<20} {row.engine:<9} {said}: {len(parity.TEXTS)} greedy texts, "
+            f"log-probabilities within {row.difference:.2g} (allowed: {row.tolerance:g}){ties}"
+        )
+        for problem in row.problems:
+            typer.echo(f"  {problem}")
+    raise typer.Exit(1 if any(row.problems for row in found) else 0)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def main() -> None:

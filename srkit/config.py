@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import shlex
 from importlib import resources
 from typing import Annotated, Any, Literal
@@ -135,7 +136,9 @@ class Instruct(Section):
     """New prompts by few-shot prompting (paper section 3.1.3; filters of Self-Instruct)."""
 
     prompts: PositiveInt = Field(5000, description="new prompts per iteration")
-    writer: Literal["M0", "current"] = Field("M0", description="the paper's is fixed, not M_t")
+    writer: Literal["M0", "current", "endpoint"] = Field(
+        "M0", description="the paper's is fixed, not M_t; endpoint: the model of endpoint.model"
+    )
     seed_shots: PositiveInt = Field(6, description="examples from IFT in a few-shot list")
     generated_shots: int = Field(2, ge=0, description="examples the writer wrote itself")
     temperature: float = Field(0.6, gt=0, description="of sampling")
@@ -206,8 +209,45 @@ class Eval(Section):
     top_p: float = Field(0.9, gt=0, le=1, description="share of probability sampled from")
     max_tokens: PositiveInt = Field(1024, description="per test response")
     compared_prompts: PositiveInt = Field(256, description="test prompts in head-to-head")
-    referee: Literal["M0", "baseline", "M1"] = Field("M1", description="who compares responses")
+    referee: Literal["M0", "baseline", "M1", "endpoint"] = Field(
+        "M1", description="who compares responses; endpoint: the model of endpoint.model"
+    )
     resamples: PositiveInt = Field(2000, description="bootstrap resamples, by prompt")
+
+
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible server, for `eval.referee` and `instruct.writer`.
+
+    Keys are no settings: they come from the environment and are written nowhere.
+    """
+
+    # repr=False: what may hold a secret is not repeated in errors.
+    url: str = Field("", repr=False, description="such as http://localhost:8000/v1; no key in it")
+    model: str = Field("", description="the model's name at that server")
+    key_variable: str = Field(
+        "OPENAI_API_KEY", repr=False, description="the environment variable with the key, if any"
+    )
+    concurrency: PositiveInt = Field(8, description="requests under way at once")
+    timeout: float = Field(600, gt=0, description="seconds without an answer, then it is retried")
+    retries: int = Field(5, ge=0, description="with growing pauses; then the step stops")
+    max_tokens: int = Field(
+        0, ge=0, description="prompt and completion tokens that one process may spend; 0: no limit"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _address_alone(cls, url: str) -> str:
+        """An address is stored and shown; whatever else a URL can carry could be a secret."""
+        if url and not re.fullmatch(r"https?://[^\s@?#]+", url):
+            raise ValueError("an http(s) address without user, password or query is legal")
+        return url.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _name_of_a_variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            raise ValueError("the name of an environment variable is legal, never the key itself")
+        return name
 
 
 class Config(Section):
@@ -226,6 +266,14 @@ class Config(Section):
     pairs: Pairs = Pairs()
     dpo: Dpo = Dpo()
     eval: Eval = Eval()
+    endpoint: Endpoint = Endpoint()
+
+    @model_validator(mode="after")
+    def _an_endpoint_has_an_address(self) -> Config:
+        asked = "endpoint" in (self.eval.referee, self.instruct.writer)
+        if asked and not (self.endpoint.url and self.endpoint.model):
+            raise ValueError("an endpoint is asked for: set endpoint.url and endpoint.model")
+        return self
 
     def for_arm(self, arm: str) -> Config:
         """The settings of one arm: these, with the arm's overrides on top."""
@@ -405,7 +453,8 @@ def _explain(error: ValidationError, where: str) -> str:
             continue
         field = fields().get(name)
         reason = f" ({field.description})" if field is not None and field.description else ""
-        given = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+        hidden = isinstance(problem["input"], dict) or (field is not None and not field.repr)
+        given = "" if hidden else f" = {problem['input']!r}"
         message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{name or 'settings'}{given}: {message}{reason}.")
     return f"Bad settings in {where}: " + " ".join(lines)

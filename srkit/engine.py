@@ -2,7 +2,8 @@
 
 `sample` draws texts, `score_options` reads probabilities. A step opens an engine for a model of its
 study and knows nothing else of it. The study's own models are run by `srkit.generate` (`hf`) or
-`srkit.vllm_engine` (`vllm`), as `model.engine` says.
+`srkit.vllm_engine` (`vllm`), as `model.engine` says; a model behind a server, under the name
+`endpoint`, by `srkit.endpoint`.
 
     python -c "from srkit.engine import *; from srkit.prompts import user; \\
         from srkit.study import Study; e = open_engine(Study.open('runs/first'), 'M1'); \\
@@ -68,15 +69,20 @@ class Engine(Protocol):
     ) -> np.ndarray:
         """Log-probabilities (natural, temperature 1) of options as continuations.
 
-        Returns float64 (P, options).
+        Returns float64 (P, options); a row of NaN where an engine cannot say.
         """
 
 
 def open_engine(study: Study, name: str) -> Engine:
     """The engine that answers for a model of the study (`M0`, `baseline`, `M1`, `<arm>/M2`).
 
+    `endpoint` is the model of `endpoint.model` behind its server; nothing else uses a network.
     Raises: SrkitError, also naming the notebook that trains a missing adapter.
     """
+    if name == "endpoint":
+        from srkit.endpoint import EndpointEngine
+
+        return EndpointEngine(study.config.endpoint, study.spent)
     if study.config.model.engine == "vllm":
         from srkit import vllm_engine
 

@@ -13,6 +13,7 @@ so that nothing has to be parsed and a constant preference for the first place c
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,8 +101,9 @@ def make_referee_comparisons(study: Study) -> list[Row]:
 
 
 def _compare(study: Study, matches: Sequence[Match], _: list[Row]) -> list[Row]:
-    """Two rows per match, one per order."""
+    """Two rows per match, one per order; nothing is preferred where the referee cannot say."""
     referee = study.config.eval.referee
+    known_as = study.config.endpoint.model if referee == "endpoint" else referee
     rows, prompts = [], []
     for match in matches:
         names = {"prompt_id": match.prompt_id, "left": match.left, "right": match.right}
@@ -109,10 +111,10 @@ def _compare(study: Study, matches: Sequence[Match], _: list[Row]) -> list[Row]:
             texts = (match.left_text, match.right_text)[:: 1 if first == "left" else -1]
             prompts.append(compare_prompt(match.prompt, *texts))
             identifier = "|".join((*names.values(), first))
-            rows.append({"id": identifier, **names, "first": first, "referee": referee})
+            rows.append({"id": identifier, **names, "first": first, "referee": known_as})
     logs = open_engine(study, referee).score_options(prompts, [" A", " B"])  # (matches * 2, 2)
     for row, (a, b) in zip(rows, logs, strict=True):
         odds = float(a - b) if row["first"] == "left" else float(b - a)
         row["preferred"] = "left" if odds > 0 else "right" if odds < 0 else None
-        row["log_odds_left"] = round(odds, 6)
+        row["log_odds_left"] = round(odds, 6) if math.isfinite(odds) else None
     return rows

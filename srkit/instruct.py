@@ -96,7 +96,9 @@ def make_prompts(study: Study, arm: str, iteration: int) -> list[Row]:
     name = f"{arm}/iter-{iteration}/prompts"
     config = study.config.for_arm(arm)
     settings = config.instruct
-    writer = "M0" if settings.writer == "M0" else study.policy_before(arm, iteration)
+    own = settings.writer == "current"
+    writer = study.policy_before(arm, iteration) if own else settings.writer
+    source = config.endpoint.model if writer == "endpoint" else writer
     sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
 
     def one_round(rounds: Sequence[int], rows: list[Row]) -> list[Row]:
@@ -115,7 +117,7 @@ def make_prompts(study: Study, arm: str, iteration: int) -> list[Row]:
         ]
         tokens = [rouge_tokens(p) for p in seeds + mine]
         new = filter_drafts(drafts, tokens, settings, settings.prompts - len(kept(rows)))
-        where = {"round": rounds[0], "source": writer}
+        where = {"round": rounds[0], "source": source}
         return [
             {"id": f"{arm}-{iteration}-{rounds[0]:03d}-{i:02d}", **where, **row}
             for i, row in enumerate(new)

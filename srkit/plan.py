@@ -55,7 +55,7 @@ def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
     steps = [*_seed(config), *_model_measures("baseline", (), config, PAPER_ARM, "03_judge")]
     steps += _model_measures("M1", ("baseline",), config, PAPER_ARM, "03_judge")
     referee = _referee(config)
-    settings = ("model", "eval.referee")
+    settings = (*(_endpoint(config.eval.referee) or ("model",)), "eval.referee")
     inputs = ("seed/eft_eval", *referee)
     steps.append(_table("referee/comparisons", inputs, settings, "03_judge", wording=COMPARE))
     for arm in arms:
@@ -141,14 +141,21 @@ def _model_measures(
     if rivals:
         answers = tuple(f"{m}/responses" for m in (model, *rivals))
         inputs = (*answers, *_referee(config))
-        settings = ("eval.referee", "eval.compared_prompts")
+        settings = ("eval.referee", "eval.compared_prompts", *_endpoint(config.eval.referee))
         name = f"{model}/comparisons"
         steps.append(_table(name, inputs, settings, notebook, arm=arm, wording=COMPARE))
     return steps
 
 
 def _referee(config: Config) -> tuple[str, ...]:
-    return () if config.eval.referee == "M0" else (f"{config.eval.referee}/adapter",)
+    """The adapter that the comparisons need: M0 and an endpoint have none."""
+    alone = config.eval.referee in ("M0", "endpoint")
+    return () if alone else (f"{config.eval.referee}/adapter",)
+
+
+def _endpoint(role: str) -> tuple[str, ...]:
+    """What of an endpoint decides a result: which model it is, not where or how fast it answers."""
+    return ("endpoint.model",) if role == "endpoint" else ()
 
 
 def _arm(config: Config, arm: str) -> list[Step]:
@@ -160,8 +167,9 @@ def _arm(config: Config, arm: str) -> list[Step]:
         policy, trained = model_after(config, arm, t - 1), model_after(config, arm, t)
         writer = (f"{policy}/adapter",) if config.instruct.writer == "current" else ()
         earlier = (f"{arm}/iter-{t - 1}/prompts",) if t > 1 else ()
+        written = (*(_endpoint(config.instruct.writer) or ("model",)), "instruct")
         rows = [
-            ("prompts", ("seed/ift", *writer, *earlier), ("model", "instruct"), own),
+            ("prompts", ("seed/ift", *writer, *earlier), written, own),
             ("candidates", (f"{folder}/prompts", f"{policy}/adapter"), ("candidates",), ()),
             ("judgements", (f"{folder}/candidates", f"{policy}/adapter"), ("judge",), rubric),
             ("pairs", (f"{folder}/candidates", f"{folder}/judgements"), ("pairs",), ()),

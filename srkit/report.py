@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from srkit import figures, health, metrics
+from srkit.config import Config
 from srkit.plan import SEED_MODELS
 from srkit.study import Row, Study
 
@@ -372,8 +373,10 @@ def deviations(study: Study) -> list[str]:
         f"LoRA adapters are trained, {training}.": True,
         f"{config.instruct.prompts} new prompts are asked for per iteration; the paper ended with "
         "3,964 and 6,942 pairs.": True,
-        f"They are written by {config.instruct.writer}; the paper: a fixed Llama 2-Chat 70B.": True,
-        f"The referee of the comparisons is {config.eval.referee} of this study, not GPT-4.": True,
+        f"They are written by {_who(config.instruct.writer, config)}; the paper: a fixed Llama "
+        "2-Chat 70B.": True,
+        f"The referee of the comparisons is {_who(config.eval.referee, config)}; the paper's is "
+        "GPT-4.": True,
         "No checkpoint is selected by an outside judge (the paper: Claude 2, 253 prompts); each "
         "model is the end of its training.": True,
         "The rubric's wording is this kit's own; its criteria and output contract are the "
@@ -390,6 +393,11 @@ def deviations(study: Study) -> list[str]:
         "Answers to the test prompts are greedy, one per prompt.": config.eval.temperature == 0,
     }
     return [text for text, applies in found.items() if applies]
+
+
+def _who(role: str, config: Config) -> str:
+    """A model of the study, or the one behind the endpoint."""
+    return config.endpoint.model if role == "endpoint" else f"{role} of this study"
 
 
 def _health(study: Study) -> str:

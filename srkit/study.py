@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -101,6 +102,7 @@ class Study:
 
     def __init__(self, path: Path, config: Config, arms: tuple[str, ...]) -> None:
         self.path, self.config, self.arms = path, config, arms
+        self.spent: Counter[str] = Counter()  # requests and tokens of an endpoint, this process
 
     @classmethod
     def open(
@@ -305,8 +307,8 @@ class Study:
         """Make a table chunk by chunk, continuing where an interrupted run stopped.
 
         `work(items of one chunk, all rows before it)` returns the chunk's rows; it stops early
-        once `until(rows)` holds. `extra` goes into the manifest line. Nothing runs if the table
-        is finished. Returns all rows.
+        once `until(rows)` holds. `extra` goes into the manifest line, as does what an endpoint
+        cost. Nothing runs if the table is finished. Returns all rows.
         """
         if self.state(name) == "done":
             return self.read(name)
@@ -319,15 +321,19 @@ class Study:
             for start in parts:
                 if until(rows):
                     break
-                began = time.monotonic()
+                began, before = time.monotonic(), self.spent.copy()
                 part = items[start : start + chunk]
                 new = work(part, rows)
                 chunks.append({"seconds": time.monotonic() - began, "rows": new})
+                if cost := self.spent - before:
+                    chunks[-1]["endpoint"] = cost
                 append_line(partial, json.dumps(chunks[-1]))
                 rows += new
                 bar.update(len(part))
             bar.close()
             record |= {"rows": len(rows), "seconds": sum(c["seconds"] for c in chunks)}
+            if cost := sum((Counter(c.get("endpoint")) for c in chunks), Counter()):
+                record["endpoint"] = {"model": self.config.endpoint.model, **cost}
             record |= extra or {}
             record |= {"tokens": sum(row.get("tokens") or 0 for row in rows)}
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

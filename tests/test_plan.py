@@ -17,6 +17,7 @@ VARIATIONS = [
     "instruct.writer=current",
     "eval.referee=M0",
     "eval.referee=baseline",
+    "eval.referee=endpoint instruct.writer=endpoint endpoint.url=http://a/v1 endpoint.model=m",
 ]
 
 
