@@ -77,6 +77,8 @@ def _look_ahead(study) -> dict[str, str]:
         return {}
     states = study.states()
     left = [one for one in found if states[one.step] != "done"]
+    if not left:
+        return {}
     if refusal := forecast.too_much(left, here):
         raise SrkitError(f"The study {study.path} cannot run here: {refusal}")
     if warning := forecast.tight(left, here):

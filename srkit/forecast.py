@@ -71,12 +71,19 @@ def shape_of(model: Model) -> Shape:
     gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     source = str(path.parent if gguf else path) if path.exists() else model.name
     try:
-        return Shape.of(AutoConfig.from_pretrained(source, local_files_only=True, **gguf))
+        config = AutoConfig.from_pretrained(source, local_files_only=True, **gguf)
     except Exception as error:  # every format's reader has errors of its own
         raise SrkitError(
             f"The config.json of {model.name} is not on this machine, so nothing can be forecast "
             f"for it. Get it once (hf download {model.name} config.json), or give a folder that "
             f"holds the model as model.name. Known without it: {', '.join(SHAPES)}."
+        ) from error
+    try:
+        return Shape.of(config)
+    except AttributeError as error:
+        raise SrkitError(
+            f"{model.name} is a {config.model_type}, whose memory is not counted here ({error}): "
+            "forecasts are for models built as Llama is (Mistral, Qwen, SmolLM, Gemma 3)."
         ) from error
 
 
@@ -116,8 +123,8 @@ def placement(model: Model, here: Machine) -> tuple[str, str]:
 # --- the forecast --------------------------------------------------------------------------------
 
 
-def seconds_of(found: Work, shape: Shape, speed: Speed) -> float:
-    """A step's seconds at a measured speed, without loading the model.
+def seconds_of(found: Work, shape: Shape, speed: Speed, device: str = "cpu") -> float:
+    """A step's seconds at a measured speed, once its model is open.
 
     Generation: each call prepares the model and reads its prompts; a pass takes its time whatever
     the rows, a row in it some more, and a call goes on to its longest row.
@@ -128,10 +135,27 @@ def seconds_of(found: Work, shape: Shape, speed: Speed) -> float:
         tokens = work(shape, found.trained, found.labelled)
         tokens += REFERENCE_PASS * work(shape, found.reference, 0)
         return speed.training_seconds + tokens / speed.train_tokens
-    passes = found.calls * math.ceil(found.rows / memory.ROWS["cpu"]) * found.length
+    passes = found.calls * math.ceil(found.rows / memory.ROWS[device]) * found.length
     reading = found.calls * speed.call_seconds + found.prompt / speed.prefill_tokens
     writing = passes * speed.pass_seconds + found.generated * speed.row_seconds
-    return speed.switch_seconds + reading + (writing if found.kind == "generate" else 0)
+    return reading + (writing if found.kind == "generate" else 0)
+
+
+def opening_seconds(speed: Speed, step: Step, kind: str, opened: tuple[str, str]) -> float:
+    """To open the model that a step asks, given notebook and model of the step before.
+
+    A notebook is a process: its first model also waits for torch, and for the base. A training
+    loads what it needs within its own seconds.
+    """
+    notebook, model = opened
+    asked = _asked_model(step)
+    start = speed.start_seconds if notebook != step.notebook else 0.0
+    switch = kind != "train" and asked != "M0" and (start > 0 or model != asked)
+    return start + switch * speed.switch_seconds
+
+
+def _asked_model(step: Step) -> str:
+    return next((name for name in step.inputs if name.endswith("/adapter")), "M0")
 
 
 def memory_of(
@@ -140,7 +164,7 @@ def memory_of(
     """A step's memory on `where`, a device and a type, with `room` bytes free before it."""
     device, dtype = where
     if found.kind == "none":
-        return Memory(process=200e6)
+        return Memory(process=memory.LIGHT)
     if found.kind == "train":
         settings: Sft = config.dpo if "dpo" in step.settings else config.sft
         share = found.labelled / max(found.trained, 1)
@@ -168,16 +192,16 @@ def forecast(
     here = here or machine(device=config.model.device)
     where = placement(config.model, here)
     room = here.free if where[0] == here.device else math.inf
-    texts, started, forecasts = Texts(config, speed, study), set(), []
+    texts, opened, forecasts = Texts(config, speed, study), ("", ""), []
     for step in plan(config, arms):
         settings = config.for_arm(step.arm)
         found = work_of(step, settings, texts)
-        seconds = seconds_of(found, shape, speed) if speed else None
-        if found.kind != "none" and step.notebook not in started:
-            started.add(step.notebook)  # a new process imports torch and loads the model
-            seconds = seconds + speed.start_seconds if speed else None
+        seconds = seconds_of(found, shape, speed, where[0]) if speed else None
+        if speed and found.kind != "none":
+            seconds += opening_seconds(speed, step, found.kind, opened)
+            opened = (step.notebook, "" if found.kind == "train" else _asked_model(step))
         need = memory_of(found, shape, settings, step, where, room)
-        disk = memory.disk(shape, config.model)["kept"] if found.kind == "train" else 0.0
+        disk = memory.disk(shape, config.model) if found.kind == "train" else 0.0
         rounded = None if seconds is None else round(seconds, 1)
         forecasts.append(Forecast(step.name, step.notebook, found, need, disk, rounded))
     return forecasts

@@ -15,7 +15,6 @@ Surprising decisions:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,12 +23,13 @@ from srkit.config import Dpo, Model, Sft
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 # 4 bits, a byte of scale for 64 of them, and a float32 for 256 scales (QLoRA, arXiv 2305.14314, 3).
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+LIGHT = 200e6  # Python without torch: steps that ask no model
 PROCESS = {"cpu": 750e6, "cuda": 500e6}  # Python with torch and TRL; a CUDA context
 ROWS = {"cpu": 64, "cuda": 256}  # the most that srkit.generate writes at once
 CACHE_SHARE = 0.7  # of free memory, for caches and logits
 PREFILL = 2048  # tokens of prompts in one of its forward passes
 LOGITS = 16  # bytes per row and word of the vocabulary while a token is drawn
-HEAP = {"cpu": 1.8, "cuda": 1.1}  # measured peak over what tensors need, for what comes and goes
+HEAP = {"cpu": 1.75, "cuda": 1.1}  # measured peak over what tensors need, for what comes and goes
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Shape:
 
 # From the public config.json of each model that a preset names, on its page at huggingface.co.
 SHAPES = {
-    "tiny": Shape(64, 2, 4, 2, 16, 128, 614, True),
+    "tiny": Shape(64, 2, 4, 2, 16, 128, 584, True),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, True),
     "HuggingFaceTB/SmolLM2-1.7B": Shape(2048, 24, 32, 32, 64, 8192, 49152, True),
     "HuggingFaceTB/SmolLM3-3B-Base": Shape(2048, 36, 16, 4, 128, 11008, 128256, True),
@@ -230,10 +230,6 @@ def training(
     )
 
 
-def disk(shape: Shape, model: Model) -> Mapping[str, float]:
-    """Bytes that a trained model leaves (its float32 adapter), and at most while it is trained.
-
-    Meanwhile two checkpoints lie there, each of the adapter and AdamW's two moments.
-    """
-    adapter = 4 * shape.adapter_parameters(model)
-    return {"kept": adapter, "meanwhile": 2 * 3 * adapter + adapter}
+def disk(shape: Shape, model: Model) -> float:
+    """Bytes that a trained model leaves: its float32 adapter."""
+    return 4 * shape.adapter_parameters(model)

@@ -26,11 +26,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from srkit.config import Model, Sft, SrkitError, resolve
 from srkit.memory import Shape
-from srkit.prompts import judge_prompt, user
+from srkit.prompts import Conversation, judge_prompt, user
 from srkit.study import provenance, write_atomically
+
+if TYPE_CHECKING:
+    from srkit.models import Policy
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def measurable(model: Model, device: str) -> bool:
         return True
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(model.name, "model.safetensors.index.json"), str)
+    files = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(model.name, file), str) for file in files)
 
 
 def measure(model: Model) -> Speed:
@@ -92,7 +97,7 @@ def measure(model: Model) -> Speed:
 
 def _file(model: Model) -> Path:
     here = Path(__file__).parent
-    code = [(here / name).read_bytes().hex() for name in ("generate.py", "train.py")]
+    code = [(here / name).read_text("utf-8") for name in ("generate.py", "train.py")]
     facts = {k: v for k, v in provenance().items() if k != "commit"}
     names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     facts |= {name: os.environ.get(name) for name in names}
@@ -109,54 +114,22 @@ def _measured(model: Model) -> Speed:
     began = time.monotonic()
     import torch
 
-    from srkit.generate import Sampling, sample, score_options
-    from srkit.models import attach_adapter, encode_prompt, load_base, load_policy
+    from srkit.models import encode_prompt, load_policy
     from srkit.seed import load
-    from srkit.train import Example, train_sft
 
     policy = load_policy(model)
     start = time.monotonic() - began
     data = load(resolve("cpu"))  # the kit's own texts
     ranked = [judge_prompt("additive", r["prompt"], r["response"]) for r in data.eft]
     asked = [user(row["prompt"]) for row in data.test_prompts]
-    characters, turn = _tokens([encode_prompt(policy.tokenizer, c) for c in ranked + asked],
-                               ranked + asked)  # fmt: skip
-
-    def new(conversations: list) -> int:
-        ids = [encode_prompt(policy.tokenizer, c) for c in conversations]
-        shared = len(os.path.commonprefix(ids))  # noqa: RUF071
-        return sum(map(len, ids)) - (len(ids) - 1) * shared
-
-    def scored(count: int) -> float:
-        return _seconds(lambda: score_options(policy, ranked[:count], [" 1", " 2"]))
-
-    def sampled(rows: int, tokens: int) -> tuple[float, int]:
-        drawn = []
-        seconds = _seconds(
-            lambda: drawn.extend(
-                sample(policy, asked[:rows], 1, Sampling(tokens), [[i] for i in range(rows)])
-            )
-        )
-        known = call + new(asked[:rows]) / prefill
-        return max(seconds - known, 1e-6), sum(c.tokens for (c,) in drawn)
-
-    scored(2)  # the first call is slower
-    few, many = scored(2), scored(16)
-    prefill = (new(ranked[:16]) - new(ranked[:2])) / max(many - few, 1e-6)
-    call = max(few - new(ranked[:2]) / prefill, 0.0)
-    a_pass, a_row = _prices(16, sampled(4, 16), sampled(32, 16))
-
-    mixed = [Example(user(r["prompt"]), r["response"]) for r in data.ift[:4]]
-    mixed += [Example(prompt, "Score: 3") for prompt in ranked[:4]]
-    settings = Sft(epochs=1, learning_rate=1e-4, final_learning_rate_ratio=0.1, batch_size=4)
-    settings = settings.model_copy(update={"micro_batch": 4})
-    with tempfile.TemporaryDirectory() as folder:
-        runs = []
-        around = _seconds(lambda: runs.append(train_sft(model, mixed, settings, Path(folder), 0)))
-        run = runs[0]
-        base = load_base(model)
-        switch = _seconds(lambda: attach_adapter(_policy(base), Path(folder)))
-        shape = Shape.of(base[0].config)
+    encoded = [encode_prompt(policy.tokenizer, c) for c in ranked + asked]
+    characters, turn = _tokens(encoded, ranked + asked)
+    call, prefill = _reading(policy, ranked)
+    a_pass, a_row = _writing(policy, asked, call, prefill)
+    answers = [row["response"] for row in data.ift[:2]]
+    train, training, switch = _training(
+        model, asked[:2] + ranked[:2], [*answers, *["Score: 3"] * 2]
+    )
     return Speed(
         start_seconds=start,
         switch_seconds=switch,
@@ -164,18 +137,72 @@ def _measured(model: Model) -> Speed:
         prefill_tokens=prefill,
         pass_seconds=a_pass,
         row_seconds=a_row,
-        train_tokens=work(shape, run.tokens, run.trained_tokens) / run.seconds,
-        training_seconds=around - run.seconds,
+        train_tokens=train,
+        training_seconds=training,
         characters=characters,
         turn=turn,
         threads=torch.get_num_threads(),
     )
 
 
-def _policy(base: tuple):
-    from srkit.models import Policy
+def _reading(policy: Policy, prompts: list[Conversation]) -> tuple[float, float]:
+    """Seconds of a call and tokens a second, from calls with few and with many prompts."""
+    from srkit.generate import score_options
 
-    return Policy(*base, "measured")
+    def seconds(count: int) -> float:
+        return _seconds(lambda: score_options(policy, prompts[:count], [" 1", " 2"]))
+
+    seconds(2)  # the first call is slower
+    few, many = seconds(2), min(seconds(16), seconds(16))
+    tokens = _new(policy, prompts[:2])
+    rate = (_new(policy, prompts[:16]) - tokens) / max(many - few, 1e-6)
+    return max(few - tokens / rate, 0.0), rate
+
+
+def _writing(
+    policy: Policy, prompts: list[Conversation], call: float, prefill: float
+) -> tuple[float, float]:
+    """Seconds of a pass and of a row in it, from 16 passes with few and with many rows."""
+    from srkit.generate import Sampling, sample
+
+    def run(rows: int) -> tuple[float, int]:
+        asked, seeds = prompts[:rows], [[i] for i in range(rows)]
+        began = time.monotonic()
+        drawn = sample(policy, asked, 1, Sampling(16), seeds)
+        seconds = time.monotonic() - began - call - _new(policy, asked) / prefill
+        return max(seconds, 1e-6), sum(completion.tokens for (completion,) in drawn)
+
+    return _prices(16, min(run(4), run(4)), run(48))
+
+
+def _training(
+    model: Model, prompts: list[Conversation], answers: list[str]
+) -> tuple[float, float, float]:
+    """Tokens a second (see `work`), seconds around a training, seconds to put its adapter on."""
+    from srkit.models import Policy, attach_adapter, load_base
+    from srkit.train import Example, train_sft
+
+    examples = [Example(p, answer) for p, answer in zip(prompts, answers, strict=True)]
+    # Each step takes all examples, so that the first, which is slower, can be left out.
+    settings = Sft(epochs=2, learning_rate=1e-4, batch_size=4, micro_batch=4)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        run = train_sft(model, examples, settings, Path(folder), 0)
+        around = time.monotonic() - began - run.seconds
+        policy = Policy(*load_base(model), "measured")
+        shape = Shape.of(policy.model.config)
+        switch = _seconds(lambda: attach_adapter(policy, Path(folder)))
+    a_step = work(shape, run.tokens, run.trained_tokens) / run.steps
+    return a_step / run.log[-1]["seconds"], around, switch
+
+
+def _new(policy: Policy, conversations: list[Conversation]) -> int:
+    """Tokens that the engine reads: what all prompts begin with is read once."""
+    from srkit.models import encode_prompt
+
+    ids = [encode_prompt(policy.tokenizer, c) for c in conversations]
+    shared = len(os.path.commonprefix(ids))  # noqa: RUF071
+    return sum(map(len, ids)) - (len(ids) - 1) * shared
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -190,7 +217,7 @@ def _prices(passes: int, few: tuple[float, int], many: tuple[float, int]) -> tup
     return max((few[0] - few[1] * row) / passes, 0.0), row
 
 
-def _tokens(encoded: list[list[int]], conversations: list) -> tuple[float, float]:
+def _tokens(encoded: list[list[int]], conversations: list[Conversation]) -> tuple[float, float]:
     """Least squares of tokens = turn + characters / (characters per token)."""
     import numpy as np
 

@@ -60,13 +60,13 @@ def test_help_and_package_import_nothing_heavy():
     )
     done = python("-c", probe)
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
-    for command in ("run", "status", "doctor", "figures", "report"):
+    for command in ("run", "forecast", "status", "doctor", "figures", "report"):
         assert command in done.stdout
 
 
 LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pairs", "evaluate",
          "notebook", "stats", "reward_accuracy", "health", "headtohead", "length", "constraints",
-         "metrics", "figures", "report")  # fmt: skip
+         "metrics", "figures", "report", "memory", "speed", "workload", "forecast")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():

@@ -144,7 +144,7 @@ def test_kv_cache_is_the_size_of_a_real_one():
 def test_adapter_bytes_are_the_files(trained):
     size = (trained / "adapter_model.safetensors").stat().st_size
     header = int.from_bytes((trained / "adapter_model.safetensors").read_bytes()[:8], "little")
-    assert memory.disk(SHAPES["tiny"], TINY)["kept"] == size - header - 8
+    assert memory.disk(SHAPES["tiny"], TINY) == size - header - 8
 
 
 def test_optimizer_bytes_are_a_real_ones(trained):
@@ -251,9 +251,23 @@ def test_seconds_by_hand():
     shape = replace(SMALL, vocab=144)  # its output layer has as many parameters as the rest
     assert module.seconds_of(train, shape, RATES) == pytest.approx(5 + (1100 + 100) / 50)
     score = workload.Work("score", calls=2, prompt=300)
-    assert module.seconds_of(score, shape, RATES) == pytest.approx(1 + 2 * 0.5 + 300 / 100)
+    assert module.seconds_of(score, shape, RATES) == pytest.approx(2 * 0.5 + 300 / 100)
     write = workload.Work("generate", calls=2, prompt=300, generated=500, rows=8, length=40)
-    assert module.seconds_of(write, shape, RATES) == pytest.approx(5 + 80 * 0.01 + 500 * 0.001)
+    assert module.seconds_of(write, shape, RATES) == pytest.approx(4 + 80 * 0.01 + 500 * 0.001)
+
+
+def test_a_model_is_opened_once_for_steps_in_a_row():
+    steps = {s.name: s for s in module.plan(resolve("cpu"))}
+
+    def seconds(name, notebook, model):
+        return module.opening_seconds(RATES, steps[name], "generate", (notebook, model))
+
+    assert seconds("M1/responses", "02_seed_sft", "") == 10 + 1
+    assert seconds("M1/responses", "03_judge", "baseline/adapter") == 1
+    assert seconds("M1/responses", "03_judge", "M1/adapter") == 0
+    assert seconds("M1/comparisons", "03_judge", "M1/adapter") == 0  # M1 is the referee
+    writer = "self-rewarding/iter-1/prompts"
+    assert seconds(writer, "03_judge", "M1/adapter") == 10  # M0 has no adapter
 
 
 def test_two_runs_give_the_prices_of_a_pass_and_of_a_row():
