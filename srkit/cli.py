@@ -200,9 +200,10 @@ def _print_forecast(module, found: list, config, here, as_json: bool) -> None:
         typer.echo(json.dumps({**what, "dtype": dtype, "total": totals, "steps": steps}, indent=1))
         return
     adapter = shape.adapter_parameters(config.model)
+    weights = dtype if config.model.quantization == "none" else config.model.quantization
     typer.echo(
         f"{config.model.name}: {shape.parameters / 1e6:,.0f} M parameters, adapter "
-        f"{adapter / 1e6:,.1f} M; {dtype}, {config.model.quantization} quantisation, on {device}."
+        f"{adapter / 1e6:,.1f} M; {weights} weights, computed in {dtype} on {device}."
     )
     typer.echo("\n".join(module.table(found)))
     need = max(one.memory.required for one in found) / 1e9
@@ -221,7 +222,7 @@ def status(
     study: StudyArgument,
     json_: Annotated[bool, typer.Option("--json", help="As JSON, with all hashes.")] = False,
 ) -> None:
-    """List every step of a study: its state, rows, seconds and hashes."""
+    """List every step of a study: its state, rows, seconds (and those forecast) and hashes."""
     from srkit.study import Study
 
     opened = Study.open(study)
@@ -233,10 +234,12 @@ def status(
     for step in steps:
         rows = "" if step.get("rows") is None else f"{step['rows']} rows"
         seconds = "" if step.get("seconds") is None else f"{step['seconds']:.1f} s"
-        expected = (step.get("forecast") or {}).get("seconds")
-        seconds += "" if expected is None else f" ({expected:.1f} s forecast)"
+        made = step["state"] == "done"  # what was forecast afterwards is no forecast
+        ahead = step.get("forecast") if made else opened.expected(opened.step(step["step"]))
+        expected = (ahead or {}).get("seconds")
+        seconds += "" if expected is None else f" ({expected:.0f} s forecast)"
         sha = next(iter(step.get("outputs", {}).values()), "")[:12]
-        typer.echo(f"{step['step']:<40} {rows:>10} {seconds:>10}  {sha:<12}  {step['state']}")
+        typer.echo(f"{step['step']:<40} {rows:>10} {seconds:>24}  {sha:<12}  {step['state']}")
 
 
 def _record(record: dict | None) -> dict:

@@ -359,11 +359,11 @@ def test_a_forecast_for_other_settings_does_not_count(study, make):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run `srkit forecast ...` in this process: (exit code, output, errors)."""
+    """Run `srkit forecast ...`, or another command, here: (exit code, output, errors)."""
     from srkit import cli
 
-    def command(*words):
-        monkeypatch.setattr("sys.argv", ["srkit", "forecast", *map(str, words)])
+    def command(*words, name="forecast"):
+        monkeypatch.setattr("sys.argv", ["srkit", name, *map(str, words)])
         code = 0
         try:
             cli.main()
@@ -380,7 +380,7 @@ def command(monkeypatch, capsys):
 def test_forecast_of_a_preset(command):
     code, out, _ = command("--preset", "cpu")
     assert code == 0
-    assert out.startswith("smollm2-135m: 134 M parameters, adapter 4.9 M; float32")
+    assert out.startswith("smollm2-135m: 134 M parameters, adapter 4.9 M; float32 weights")
     assert "In all: about " in out
 
 
@@ -411,3 +411,31 @@ def test_forecast_refuses_with_exit_code_1(command):
 def test_forecast_wants_a_preset_or_a_study(command, study):
     assert "Give --preset" in command()[2]
     assert "Give --preset" in command("--preset", "tiny", "--study", study.path)[2]
+
+
+def test_run_says_what_each_notebook_takes_and_refuses_what_cannot_fit(
+    command, monkeypatch, tmp_path
+):
+    def execute(source, target, parameters):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("{}")
+
+    monkeypatch.setattr("srkit.cli._execute", execute)
+    code, out, _ = command("--preset", "tiny", "--study", tmp_path / "a", name="run")
+    assert code == 0
+    assert "02_seed_sft: running (not run), about " in out
+    assert "03_judge: running (not run), about " in out
+    code, out, errors = command("--preset", "paper", "--study", tmp_path / "b", name="run")
+    assert code == 1
+    assert "running" not in out
+    assert "cannot run here: self-rewarding/M2/adapter needs at least 48.5 GB" in errors
+
+
+def test_status_shows_forecast_beside_measured(command, study, make):
+    command("--study", study.path)
+    make(study, "seed/ift")
+    out = command(study.path, name="status")[1].splitlines()
+    assert any(line.startswith("seed/ift ") and "s (0 s forecast)" in line for line in out)
+    expected = study.expected(study.step("M1/adapter"))["seconds"]
+    line = next(line for line in out if line.startswith("M1/adapter "))
+    assert f" ({expected:.0f} s forecast)" in line
