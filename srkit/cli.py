@@ -1,4 +1,6 @@
-"""The command line: `srkit run`, `status`, `doctor`, `figures`, `report`, `bench`. Thin.
+"""The command line: `srkit run`, `forecast`, `status`, `doctor`, `figures`, `report`, `bench`.
+
+Thin; see the modules.
 
 `run` executes the numbered notebooks with papermill, in order, and skips those whose steps are
 all finished. Executed copies go into the study.
@@ -53,14 +55,41 @@ def run(
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
     typer.echo(f"Study {opened.path}, preset {opened.config.preset}, {len(runs)} notebooks.")
-    executed = sum(_run_notebook(opened, name) for name in runs)
+    ahead = _look_ahead(opened)
+    executed = sum(_run_notebook(opened, name, ahead.get(name, "")) for name in runs)
     if not executed:
         typer.echo("Everything was finished already: no model was loaded, nothing was made again.")
     typer.echo(_closing(opened.path))
 
 
-def _run_notebook(study, name: str) -> bool:
-    """Execute one notebook unless its work is done; whether it ran."""
+def _look_ahead(study) -> dict[str, str]:
+    """What each notebook's unfinished steps will take, in words; refuses what cannot fit.
+
+    Nothing is measured here: without an earlier `srkit forecast` the seconds are not known.
+    """
+    from srkit import forecast
+
+    todo = {name for name, state in study.states().items() if state != "done"}
+    if not todo:
+        return {}
+    try:
+        here = forecast.machine(study.path, study.config.model.device)
+        found = forecast.forecast(study.config, study.arms, study, here=here)
+    except (SrkitError, LookupError) as error:  # a run does not stop for want of a forecast
+        typer.echo(f"No forecast: {error}")
+        return {}
+    left = [one for one in found if one.step in todo]
+    if refusal := forecast.too_much(left, here):
+        raise SrkitError(f"The study {study.path} cannot run here: {refusal}")
+    if warning := forecast.tight(left, here):
+        typer.echo(f"Warning: {warning}")
+    study.keep_forecast({one.step: one.record() for one in found})
+    names = dict.fromkeys(one.notebook for one in left)
+    return {n: forecast.in_words([one for one in left if one.notebook == n]) for n in names}
+
+
+def _run_notebook(study, name: str, ahead: str = "") -> bool:
+    """Execute one notebook unless its work is done; whether it ran. `ahead`: what it will take."""
     base, _, which = name.partition("-")
     source = NOTEBOOKS / f"{base}.ipynb"
     if not source.exists():
@@ -71,7 +100,7 @@ def _run_notebook(study, name: str) -> bool:
     if state == "done":
         typer.echo(f"  {name}: done")
         return False
-    typer.echo(f"  {name}: running ({state})")
+    typer.echo(f"  {name}: running ({state}){ahead and f', {ahead}'}")
     parameters: dict[str, str | int] = {"study": str(study.path.resolve())}
     if which:
         arm, _, iteration = which.rpartition("-")
@@ -130,11 +159,70 @@ def _closing(path: Path) -> str:
 
 
 @app.command()
+def forecast(
+    preset: Annotated[str, typer.Option(help="Settings of a study to come: tiny, cpu, ...")] = "",
+    study: Annotated[Path | None, typer.Option(help="A study that is there.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, e.g. dpo.beta=0.2. Repeatable.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON, with all parts.")] = False,
+) -> None:
+    """Say what a study will take; measures this machine once, under a minute. Exit 1: no room."""
+    from srkit import forecast as module
+    from srkit.config import resolve
+    from srkit.speed import cached, measurable, measure
+    from srkit.study import Study
+
+    if bool(preset) == bool(study) or (study and set_):
+        raise SrkitError("Give --preset (with --set), or the --study that is to be forecast.")
+    opened = Study.open(study) if study else None
+    config = opened.config if opened else resolve(preset, shlex.join(set_ or []))
+    here = module.machine(opened.path if opened else Path(), config.model.device)
+    arms = opened.arms if opened else (PAPER_ARM,)
+    found = module.forecast(config, arms, opened, here=here)
+    refusal = module.too_much(found, here)
+    if not refusal and not cached(config.model) and measurable(config.model, here.device):
+        typer.echo("Measuring this machine, once: under a minute.", err=True)
+        found = module.forecast(config, arms, opened, measure(config.model), here)
+    if opened:
+        opened.keep_forecast({one.step: one.record() for one in found})
+    _print_forecast(module, found, config, here, json_)
+    if refusal:
+        raise SrkitError(f"This cannot run here: {refusal}")
+
+
+def _print_forecast(module, found: list, config, here, as_json: bool) -> None:
+    shape, totals = module.shape_of(config.model), module.total(found)
+    device, dtype = module.placement(config.model, here)
+    if as_json:
+        steps = [module.as_row(one, shape, config.model) for one in found]
+        what = {"preset": config.preset, "model": config.model.name, "device": device}
+        typer.echo(json.dumps({**what, "dtype": dtype, "total": totals, "steps": steps}, indent=1))
+        return
+    adapter = shape.adapter_parameters(config.model)
+    weights = dtype if config.model.quantization == "none" else config.model.quantization
+    typer.echo(
+        f"{config.model.name}: {shape.parameters / 1e6:,.0f} M parameters, adapter "
+        f"{adapter / 1e6:,.1f} M; {weights} weights, computed in {dtype} on {device}."
+    )
+    typer.echo("\n".join(module.table(found)))
+    need = max(one.memory.required for one in found) / 1e9
+    typer.echo(
+        f"In all: {module.in_words(found)} at full batches (at least {need:.1f} GB), "
+        f"{totals['disk_mb']:,} MB of adapters on disk."
+    )
+    if found[0].seconds is None:
+        typer.echo("No seconds: the model or its device is not on this machine.")
+    if warning := module.tight(found, here):
+        typer.echo(f"Warning: {warning}")
+
+
+@app.command()
 def status(
     study: StudyArgument,
     json_: Annotated[bool, typer.Option("--json", help="As JSON, with all hashes.")] = False,
 ) -> None:
-    """List every step of a study: its state, rows, seconds and hashes."""
+    """List every step of a study: its state, rows, seconds (and those forecast) and hashes."""
     from srkit.study import Study
 
     opened = Study.open(study)
@@ -146,12 +234,17 @@ def status(
     for step in steps:
         rows = "" if step.get("rows") is None else f"{step['rows']} rows"
         seconds = "" if step.get("seconds") is None else f"{step['seconds']:.1f} s"
+        made = step["state"] == "done"  # what was forecast afterwards is no forecast
+        ahead = step.get("forecast") if made else opened.expected(opened.step(step["step"]))
+        expected = (ahead or {}).get("seconds")
+        seconds += "" if expected is None else f" ({expected:.0f} s forecast)"
         sha = next(iter(step.get("outputs", {}).values()), "")[:12]
-        typer.echo(f"{step['step']:<40} {rows:>10} {seconds:>10}  {sha:<12}  {step['state']}")
+        typer.echo(f"{step['step']:<40} {rows:>10} {seconds:>24}  {sha:<12}  {step['state']}")
 
 
 def _record(record: dict | None) -> dict:
     names = ("rows", "seconds", "tokens", "outputs", "inputs", "peak_memory_mb", "made_at")
+    names += ("forecast",)
     return {name: (record or {}).get(name) for name in names if record}
 
 

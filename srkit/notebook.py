@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -52,10 +53,19 @@ def begin(
     _go_to_root()
     if create and not preset and not Path(study, "study.yaml").exists():
         preset = create
+    _show_log()
     opened = Study.open(study, preset, overrides, arm)
     if iteration is not None:
         _check_iteration(iteration, opened)
     return opened
+
+
+def _show_log() -> None:
+    """Let the kit's log lines (what a step is expected to take) appear beside progress bars."""
+    log = logging.getLogger("srkit")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
 
 
 def show(title: str, text: str) -> None:

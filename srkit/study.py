@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import resource
@@ -53,6 +54,7 @@ from srkit.config import (
 from srkit.plan import PAPER_ARM, Step, model_after, plan
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "papermill")
 
 
@@ -384,6 +386,8 @@ class Study:
                         f"{step.name} needs {name}, which is {states[name]}. Run notebook "
                         f"{self.step(name).notebook} again, or `srkit run --study {self.path}`."
                     )
+            if expected := self.expected(step):
+                log.info("%s", _announced(step.name, expected))
             began, record = time.monotonic(), {}
             partial = self._partial(step)
             with _writing(partial):
@@ -425,7 +429,25 @@ class Study:
             **more,
         }
         row["seconds"] = round(row["seconds"], 2)
+        if expected := self.expected(step):
+            row["forecast"] = expected
         append_line(self.path / "manifest.jsonl", json.dumps(row))
+
+    def expected(self, step: Step) -> Row:
+        """What `srkit forecast` said of a step: seconds, peak_memory_mb, tokens; {} if nothing.
+
+        A forecast that was made for other settings does not count.
+        """
+        file = self.path / "forecast.json"
+        row = json.loads(file.read_text("utf-8")).get(step.name, {}) if file.exists() else {}
+        current = row.pop("settings", None) == self._digest(step)
+        return row if current else {}
+
+    def keep_forecast(self, rows: dict[str, Row]) -> None:
+        """Keep a forecast, by step, in `forecast.json`, where `expected` finds it."""
+        steps = self.steps
+        marked = {n: {**row, "settings": self._digest(steps[n])} for n, row in rows.items()}
+        write_atomically(self.path / "forecast.json", json.dumps(marked, indent=1) + "\n")
 
     def _digest(self, step: Step) -> str:
         """Hash of all that a step depends on besides its inputs: settings and prompt wording."""
@@ -534,6 +556,12 @@ def _commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _announced(name: str, expected: Row) -> str:
+    seconds = expected["seconds"]
+    time = "time not measured" if seconds is None else f"about {seconds:.0f} s"
+    return f"{name}: {time}, {expected['peak_memory_mb'] / 1000:.1f} GB"
 
 
 def _used(step: Step, records: dict[str, Row]) -> Row:

@@ -60,13 +60,14 @@ def test_help_and_package_import_nothing_heavy():
     )
     done = python("-c", probe)
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
-    for command in ("run", "status", "doctor", "figures", "report"):
+    for command in ("run", "forecast", "status", "doctor", "figures", "report"):
         assert command in done.stdout
 
 
 LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pairs", "evaluate",
          "notebook", "stats", "reward_accuracy", "health", "headtohead", "length", "constraints",
-         "metrics", "figures", "report", "engine", "endpoint")  # fmt: skip
+         "metrics", "figures", "report", "engine", "endpoint", "memory", "speed", "workload",
+         "forecast")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():
@@ -193,7 +194,7 @@ def test_status_as_json(srkit, tmp_path, make):
     first, second = told["steps"][:2]
     assert (first["state"], first["rows"]) == ("done", 2)
     assert set(first) == {"step", "state", "rows", "seconds", "tokens", "outputs", "inputs",
-                          "peak_memory_mb", "made_at"}  # fmt: skip
+                          "peak_memory_mb", "made_at", "forecast"}  # fmt: skip
     assert first["outputs"] == study.records()["seed/ift"]["outputs"]
     assert second == {"step": "seed/eft", "state": "not made"}
 

@@ -1,0 +1,268 @@
+"""What each step of a study asks of its model, in tokens, before the step is made.
+
+Texts are the study's own tables where they are there, else the seed texts, else stand-ins whose
+lengths the settings suggest; `basis` says which. They are counted in characters, at the characters
+per token that were measured (`srkit.speed`), so no tokenizer is needed.
+
+Surprising decision: expected is not the most. A trained model is taken to answer as long as the
+IFT responses do, since that is what it was taught; `most` counts max_tokens for every row.
+
+    python -c "from srkit.workload import *; from srkit.config import resolve; \\
+        print(Texts(resolve('tiny')).tokens('A prompt.'))"
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from srkit import memory, prompts
+from srkit.config import Config, Dpo, Sft
+from srkit.plan import Step
+from srkit.seed import SeedData, load
+from srkit.speed import Speed
+from srkit.study import Row, Study, kept
+
+WORD = 6  # characters, with the space
+KEPT_PER_LIST = 1.5  # prompts that pass Self-Instruct's filters, of one list: 0.7 to 2.5 were seen
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step asks of the model, in tokens; `most` is what the settings allow at most."""
+
+    kind: str = "none"  # generate, score, train or none
+    calls: int = 0  # of the engine
+    prompt: float = 0  # tokens read, a shared beginning once per call
+    generated: float = 0
+    trained: float = 0  # tokens of all epochs, of which `labelled` have a loss
+    labelled: float = 0
+    most: float = 0
+    rows: float = 0  # written at once
+    length: float = 0  # of the longest sequence, or the most tokens of a row
+    held: float = 0  # tokens of prompts in the cache at once
+    reference: float = 0  # tokens of pairs that DPO's reference reads
+    basis: str = ""
+
+
+# --- texts and tokens ----------------------------------------------------------------------------
+
+
+class Texts:
+    """The seed's texts, or stand-ins of the lengths that the settings suggest; lengths in tokens.
+
+    `basis` says which. Answers are as long as IFT's, judgements as the seed's rationales.
+    """
+
+    def __init__(
+        self, config: Config, speed: Speed | None = None, study: Study | None = None
+    ) -> None:
+        self.config, self.speed, self.study = config, speed or _UNMEASURED, study
+        states = study.states() if study else {}
+        self.made = {name for name, state in states.items() if state == "done"}
+        names = ("ift", "eft", "eft_eval", "test_prompts")
+        if self.made.issuperset(f"seed/{n}" for n in names):
+            data, self.basis = SeedData(**{n: study.read(f"seed/{n}") for n in names}), "tables"
+        elif config.seed.source == "kit" or Path(config.seed.source).exists():
+            data, self.basis = load(config), "seed texts"
+        else:
+            data, self.basis = _stand_ins(config), "settings"
+        self.ift, self.eft = data.ift, data.eft
+        self.eval, self.tests = data.eft_eval, data.test_prompts
+
+    def tokens(self, *texts: str, turn: bool = True) -> float:
+        """Of a conversation of these texts; without `turn`, of the texts alone."""
+        return sum(map(len, texts)) / self.speed.characters + (self.speed.turn if turn else 0)
+
+    def answer(self, most: int, step: str = "") -> float:
+        """Tokens of an answer: measured in the step's finished table, or as IFT's responses."""
+        if step in self.made:
+            rows = self.study.read(step)
+            return sum(row["tokens"] for row in rows) / max(len(rows), 1)
+        lengths = [min(most, self.tokens(r["response"], turn=False)) for r in self.ift]
+        return sum(lengths) / len(lengths)
+
+    def judgement(self, most: int) -> float:
+        """Tokens of a written judgement: the seed's rationales, or half of what is allowed."""
+        texts = [row["rationale"] for row in self.eft if row.get("rationale")]
+        if not texts:
+            return most / 2
+        return sum(min(most, self.tokens(t, turn=False) + 5) for t in texts) / len(texts)
+
+
+_UNMEASURED = Speed(0, 0, 0, 1, 0, 0, 1, 0)
+
+
+def _stand_ins(config: Config) -> SeedData:
+    """Rows in the numbers asked for, with texts of a share of seed.max_words: an assumption."""
+    sizes = config.seed
+    prompt, answer = "x" * (WORD * sizes.max_words // 8), "x" * (WORD * sizes.max_words // 3)
+    row = {"prompt": prompt, "response": answer, "prompt_id": "x"}
+    ranked = [{**row, "prompt_id": str(i)} for i in range(sizes.eval_prompts) for _ in range(3)]
+    return SeedData(
+        [row] * sizes.ift, [row] * (3 * sizes.eft_prompts), ranked, [row] * sizes.test_prompts
+    )
+
+
+# --- what each step does -------------------------------------------------------------------------
+
+
+def work_of(step: Step, config: Config, texts: Texts) -> Work:
+    """What a step asks of the model."""
+    head, _, last = step.name.rpartition("/")
+    if last == "adapter":
+        found = _dpo(config, texts, head) if "dpo" in step.settings else _sft(config, texts, head)
+    elif last == "judgements":
+        found = _judging(config, texts, "iter-" in head)
+    elif last == "eft_judgements":
+        found = _judged(config, texts, texts.eft, config.sft.eft_samples, "sampled")
+    elif last == "responses":
+        found = _answering(config, texts, step.name)
+    elif last == "comparisons":
+        found = _comparing(config, texts, step)
+    elif last == "prompts" and "iter-" in head:
+        found = _instructing(config, texts)
+    elif last == "candidates":
+        found = _candidates(config, texts, step.name)
+    else:
+        return Work(basis=texts.basis)
+    return replace(found, basis=texts.basis)
+
+
+def _sft(config: Config, texts: Texts, model: str) -> Work:
+    settings = config.sft
+    rows = [(texts.tokens(r["prompt"]), texts.tokens(r["response"], turn=False)) for r in texts.ift]
+    if model == "M1":
+        label = 5.0 if settings.eft_targets in ("score", "rank") else texts.judgement(10**6)
+        wording = texts.tokens(prompts.text(f"judge_{config.judge.rubric}"))
+        pairs = [texts.tokens(r["prompt"], r["response"], turn=False) for r in texts.eft]
+        rows += [(wording + pair, label) for pair in pairs]
+    return _trained(rows, settings, most_rows=len(rows))
+
+
+def _dpo(config: Config, texts: Texts, model: str) -> Work:
+    """One pair a prompt at most: two answers, each after the prompt."""
+    folder = f"{model.rpartition('/')[0]}/iter-{int(model.rpartition('M')[2]) - 1}"
+    answer = texts.answer(config.candidates.max_tokens, f"{folder}/candidates")
+    prompt = _mean(texts.tokens(r["prompt"]) for r in texts.ift)
+    count = config.instruct.prompts
+    if f"{folder}/pairs" in texts.made:
+        count = len(kept(texts.study.read(f"{folder}/pairs")))
+    found = _trained([(2 * prompt, 2 * answer)] * count, config.dpo, most_rows=count)
+    # The longest pair, not the mean one, decides on memory.
+    longest = max(texts.tokens(r["prompt"]) for r in texts.ift) + config.candidates.max_tokens
+    length = min(longest, config.dpo.max_tokens)
+    return replace(found, length=length, reference=count * 2 * (prompt + answer))
+
+
+def _trained(rows: list[tuple[float, float]], settings: Sft | Dpo, most_rows: int) -> Work:
+    used = [r for r in rows if sum(r) <= settings.max_tokens * (2 if r[0] else 1)] or rows
+    epochs = settings.epochs
+    return Work(
+        kind="train",
+        trained=epochs * sum(map(sum, used)),
+        labelled=epochs * sum(answer for _, answer in used),
+        most=epochs * most_rows * settings.max_tokens,
+        rows=settings.micro_batch,
+        length=min(max(map(sum, used)), settings.max_tokens),
+    )
+
+
+def _judging(config: Config, texts: Texts, own: bool) -> Work:
+    if not own:
+        return _judged(config, texts, texts.eval, config.eval.judge_samples, config.judge.method)
+    if config.judge.source == "random":
+        return Work()
+    answer = "x" * round(texts.answer(config.candidates.max_tokens) * texts.speed.characters)
+    rows = [{"prompt": p, "response": answer} for p in _new_prompts(config, texts)]
+    rows = [row for row in rows for _ in range(config.candidates.n)]
+    return _judged(config, texts, rows, config.judge.samples, config.judge.method)
+
+
+def _judged(config: Config, texts: Texts, rows: list[Row], samples: int, method: str) -> Work:
+    wording = prompts.text(f"judge_{config.judge.rubric}")
+    shared = texts.tokens(wording.partition("$")[0])
+    own = texts.tokens(wording.partition("$")[2], turn=False)
+    lengths = [own + texts.tokens(r["prompt"], r["response"], turn=False) for r in rows]
+    judge = config.judge
+    if method == "expected":
+        return _asked("score", shared, lengths, judge.chunk, 1, 0, 0)
+    written = texts.judgement(judge.max_tokens)
+    return _asked("generate", shared, lengths, judge.chunk, samples, written, judge.max_tokens)
+
+
+def _answering(config: Config, texts: Texts, step: str) -> Work:
+    lengths = [texts.tokens(row["prompt"]) for row in texts.tests]
+    most = config.eval.max_tokens
+    return _asked("generate", 0, lengths, 32, 1, texts.answer(most, step), most)
+
+
+def _comparing(config: Config, texts: Texts, step: Step) -> Work:
+    """Both orders of every match; 32 matches a call."""
+    wording = prompts.text("compare")
+    shared = texts.tokens(wording.partition("$")[0])
+    own = texts.tokens(wording.partition("$")[2], turn=False)
+    if step.name == "referee/comparisons":
+        firsts = list({r["prompt_id"]: r for r in texts.eval}.values())
+        matched = [texts.tokens(r["prompt"], 2 * r["response"], turn=False) for r in firsts]
+    else:
+        answers = 2 * texts.answer(config.eval.max_tokens)
+        rivals = sum(name.endswith("/responses") for name in step.inputs) - 1
+        tests = texts.tests[: config.eval.compared_prompts] * rivals
+        matched = [texts.tokens(r["prompt"], turn=False) + answers for r in tests]
+    lengths = [own + length for length in matched for _ in range(2)]
+    return _asked("score", shared, lengths, 64, 1, 0, 0)
+
+
+def _instructing(config: Config, texts: Texts) -> Work:
+    """Rounds of few-shot lists until enough prompts pass the filters."""
+    settings = config.instruct
+    rounds = math.ceil(settings.prompts / (KEPT_PER_LIST * settings.lists_per_round))
+    rounds = min(rounds, settings.max_rounds)
+    shots = settings.seed_shots + settings.generated_shots
+    mean = _mean(texts.tokens(r["prompt"], turn=False) for r in texts.ift)
+    shared = texts.tokens(prompts.text("self_instruct"))
+    lists = settings.lists_per_round
+    written = float(settings.max_tokens)  # a list goes on until it is cut
+    found = _asked(
+        "generate", shared, [shots * mean] * lists * rounds, lists, 1, written, settings.max_tokens
+    )
+    return replace(found, most=settings.max_rounds * lists * settings.max_tokens)
+
+
+def _candidates(config: Config, texts: Texts, step: str) -> Work:
+    lengths = [texts.tokens(prompt) for prompt in _new_prompts(config, texts)]
+    settings = config.candidates
+    written = texts.answer(settings.max_tokens, step)
+    return _asked("generate", 0, lengths, settings.chunk, settings.n, written, settings.max_tokens)
+
+
+def _new_prompts(config: Config, texts: Texts) -> list[str]:
+    """New prompts are taken to be as long as IFT's."""
+    return [texts.ift[i % len(texts.ift)]["prompt"] for i in range(config.instruct.prompts)]
+
+
+def _asked(
+    kind: str, shared: float, lengths: list[float], chunk: int, n: int, written: float, most: int
+) -> Work:
+    """Prompts of these lengths after a shared beginning, in calls of `chunk`, n rows each."""
+    calls, mean = math.ceil(len(lengths) / chunk), _mean(lengths)
+    together = min(chunk, len(lengths))
+    return Work(
+        kind=kind,
+        calls=calls,
+        prompt=calls * shared + sum(lengths),
+        generated=len(lengths) * n * written,
+        most=len(lengths) * n * most,
+        rows=together * n,
+        length=most,
+        held=shared
+        + (min(together * mean, memory.PREFILL) if kind == "score" else together * mean),
+    )
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    numbers = list(numbers)
+    return sum(numbers) / max(len(numbers), 1)
