@@ -1,4 +1,4 @@
-"""The command line: `srkit run`, `status`, `doctor`, `figures`, `report`. Thin; see the modules.
+"""The command line: `srkit run`, `status`, `doctor`, `figures`, `report`, `bench`. Thin.
 
 `run` executes the numbered notebooks with papermill, in order, and skips those whose steps are
 all finished. Executed copies go into the study.
@@ -183,6 +183,82 @@ def report(study: StudyArgument) -> None:
     from srkit.study import Study
 
     typer.echo(make_report(Study.open(study)))
+
+
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Measure speed against other ways, and add the run to data/benchmarks.",
+)
+app.add_typer(bench, name="bench")
+PresetOption = Annotated[str, typer.Option(help="The model is this preset's.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Turns; of each the best is kept.")]
+FullOption = Annotated[bool, typer.Option(help="Larger sizes: minutes a round on two cores.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The whole record as JSON.")]
+FolderOption = Annotated[Path | None, typer.Option(help="Instead of data/benchmarks.")]
+
+
+@bench.command("judge")
+def bench_judge(
+    preset: PresetOption = "cpu",
+    rounds: RoundsOption = 2,
+    full: FullOption = False,
+    json_: JsonOption = False,
+    folder: FolderOption = None,
+) -> None:
+    """Judgements: long prompts with one rubric, K samples of each."""
+    from srkit.bench import measure_generation
+
+    _show(measure_generation("judge", preset, rounds, full), json_, folder)
+
+
+@bench.command("generate")
+def bench_generate(
+    preset: PresetOption = "cpu",
+    rounds: RoundsOption = 2,
+    full: FullOption = False,
+    json_: JsonOption = False,
+    folder: FolderOption = None,
+) -> None:
+    """Candidates: short prompts, N samples of each."""
+    from srkit.bench import measure_generation
+
+    _show(measure_generation("generate", preset, rounds, full), json_, folder)
+
+
+@bench.command("train")
+def bench_train(
+    preset: PresetOption = "cpu",
+    rounds: RoundsOption = 1,
+    full: FullOption = False,
+    json_: JsonOption = False,
+    folder: FolderOption = None,
+) -> None:
+    """DPO on short pairs, against TRL's defaults."""
+    from srkit.bench_train import measure_training
+
+    _show(measure_training(preset, rounds, full), json_, folder)
+
+
+@bench.command("table")
+def bench_table(
+    folder: FolderOption = None,
+    write: Annotated[Path | None, typer.Option(help="Put it between a file's marks.")] = None,
+) -> None:
+    """The latest runs as Markdown, as they stand in the README."""
+    from srkit.bench import FOLDER, put, table
+
+    text = table(folder or FOLDER)
+    if write is None:
+        typer.echo(text)
+    else:
+        put(text, write)
+
+
+def _show(record: dict, json_: bool, folder: Path | None) -> None:
+    from srkit.bench import FOLDER, append, render
+
+    append(record, folder or FOLDER)
+    typer.echo(json.dumps(record, indent=1) if json_ else render(record))
 
 
 def main() -> None:
