@@ -78,7 +78,7 @@ class Size:
 
 # About a minute on two cores for two rounds; `full` is for an undisturbed machine.
 QUICK = {
-    "judge": Size(prompts=16, samples=3, tokens=32, batch=2, single=2),
+    "judge": Size(prompts=16, samples=3, tokens=32, batch=4, single=1),
     "generate": Size(prompts=8, samples=4, tokens=48, batch=8, single=2, sweep=(8, 32, 128)),
 }
 FULL = {
