@@ -6,6 +6,8 @@ Surprising decisions:
 - Time is that of the whole training, building the trainer and saving the adapter included, and
   without loading the base. For srkit that holds its checks and the reference's log-probabilities,
   which it computes before the first step: on few pairs this counts against it.
+- TRL by default computes activations a second time to save memory; whether srkit does is a setting
+  of the preset (`dpo.gradient_checkpointing`; not in preset cpu). TRL without it takes part too.
 - A token is one of either sequence, each with its prompt, as `TrainingRun.tokens` counts.
 
     srkit bench train --preset tiny
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,11 +99,17 @@ def preferences(count: int) -> list[Preference]:
 
 
 def train_by_trl(
-    cfg: Model, adapter: Path, pairs: list[Preference], settings: Dpo, folder: Path
+    cfg: Model,
+    adapter: Path,
+    pairs: list[Preference],
+    settings: Dpo,
+    folder: Path,
+    recompute: bool = True,
 ) -> Trained:
     """TRL's DPOTrainer with its own defaults, on our tokens in our order.
 
-    Not a default: fp32 on a CPU, no checkpoints, a constant learning rate, and the start.
+    Not a default: fp32 on a CPU, no checkpoints, a constant learning rate, and the start. Without
+    `recompute` activations are kept instead of computed again.
     """
     release()
     base, tokenizer = load_base(cfg)
@@ -116,12 +125,15 @@ def train_by_trl(
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=device == "cpu",
+        activation_checkpointing=recompute,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    took, losses = seconds(partial(_run_trl, model, arguments, rows, tokenizer, folder))
+    with warnings.catch_warnings():  # transformers and TRL still speak of it by its old name
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
+        took, losses = seconds(partial(_run_trl, model, arguments, rows, tokenizer, folder))
     answers = sum(len(ids) for row in rows for ids in _answers(row))
     prompts = sum(2 * len(row["prompt_ids"]) for row in rows)
     return Trained(took, prompts + answers, answers, losses)
@@ -161,7 +173,11 @@ def train_by_srkit(
     return Trained(took - loading, run.tokens, run.trained_tokens, losses)
 
 
-TRAINERS = {"TRL, defaults": train_by_trl, OURS: train_by_srkit}
+TRAINERS = {
+    "TRL, defaults": train_by_trl,
+    "TRL, activations kept": partial(train_by_trl, recompute=False),
+    OURS: train_by_srkit,
+}
 
 
 def _settings(dpo: Dpo, batch: int) -> Dpo:
