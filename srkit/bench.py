@@ -76,7 +76,7 @@ class Size:
     sweep: tuple[int, ...] = ()  # rows at which our decoding is measured by itself
 
 
-# About a minute on two cores for two rounds; `full` is for an undisturbed machine.
+# Two rounds take one to one and a half minutes on two cores, one round of `full` two to three.
 QUICK = {
     "judge": Size(prompts=16, samples=3, tokens=32, batch=4, single=1),
     "generate": Size(prompts=8, samples=4, tokens=48, batch=8, single=2, sweep=(8, 32, 128)),
@@ -407,12 +407,12 @@ def by_name(rows: list[Record], name: str) -> Record:
 
 
 def rounded(value: Any) -> Any:
-    """Four significant digits are more than a timing has."""
+    """Six significant digits: more than a timing has, enough to compare losses."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(v) for v in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def append(record: Record, folder: Path = FOLDER) -> Path:
@@ -499,15 +499,22 @@ def _notes(record: Record) -> list[str]:
 
 
 def _training_lines(record: Record) -> list[str]:
-    head = ("contestant", "tokens/s", "srkit is faster by", "share of the limit", "first loss")
-    lines = _table_head(*head, "last loss")
+    head = ("contestant", "tokens/s", "in the steps alone", "srkit is faster by")
+    lines = _table_head(*head, "share of the limit", "first loss", "last loss")
     for row in record["rows"]:
         lines.append(
-            f"| {row['name']} | {row['tokens']:.0f} | {row['srkit_is_faster']:.1f} "
+            f"| {row['name']} | {row['tokens']:.0f} | {row['step_tokens']:.0f} "
+            f"| {row['srkit_is_faster']:.2f} "
             f"| {row['share_of_limit']:.0%} | {row['losses'][0]:.4f} | {row['losses'][-1]:.4f} |"
         )
     gap = record["largest_loss_difference"]
-    return [*lines, "", f"Largest difference of the losses of one step: {gap:.2g}."]
+    return [
+        *lines,
+        "",
+        "Whole trainings, without loading the base. In the steps alone TRL computes the reference, "
+        "which srkit has done before them: those two are not compared. Largest difference of the "
+        f"losses of one step: {gap:.2g}.",
+    ]
 
 
 def _table_head(*names: str) -> list[str]:

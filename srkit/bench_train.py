@@ -3,9 +3,11 @@
 Surprising decisions:
 - Both start from one saved adapter and see the same token ids in the same batches, in srkit's
   order, with the same constant learning rate, so that their losses can be compared step by step.
-- Time is that of the whole training, building the trainer and saving the adapter included, and
-  without loading the base. For srkit that holds its checks and the reference's log-probabilities,
-  which it computes before the first step: on few pairs this counts against it.
+- The rate that is compared is that of the whole training, building the trainer and saving the
+  adapter included, without loading the base. For srkit that holds its checks and the reference's
+  log-probabilities, which it computes before the first step: on few pairs this weighs heavily.
+- The rate of the steps alone is given too. In TRL's the reference is part of every step, in
+  srkit's it is not, so the two are not compared.
 - TRL by default computes activations a second time to save memory; whether srkit does is a setting
   of the preset (`dpo.gradient_checkpointing`; not in preset cpu). TRL without it takes part too.
 - A token is one of either sequence, each with its prompt, as `TrainingRun.tokens` counts.
@@ -48,6 +50,7 @@ class Trained:
     """Seconds of a training without loading the base, its tokens, and the loss of each step."""
 
     seconds: float
+    step_seconds: float  # of the steps alone
     tokens: int  # of both sequences, each with its prompt
     trained_tokens: int  # of both answers
     losses: list[float]
@@ -133,10 +136,12 @@ def train_by_trl(
     )
     with warnings.catch_warnings():  # transformers and TRL still speak of it by its old name
         warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
-        took, losses = seconds(partial(_run_trl, model, arguments, rows, tokenizer, folder))
+        took, (steps, losses) = seconds(
+            partial(_run_trl, model, arguments, rows, tokenizer, folder)
+        )
     answers = sum(len(ids) for row in rows for ids in _answers(row))
     prompts = sum(2 * len(row["prompt_ids"]) for row in rows)
-    return Trained(took, prompts + answers, answers, losses)
+    return Trained(took, steps, prompts + answers, answers, losses)
 
 
 def _run_trl(
@@ -145,13 +150,15 @@ def _run_trl(
     rows: list[Record],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-) -> list[float]:
+) -> tuple[float, list[float]]:
+    """Seconds of the steps, and the loss of each."""
     data = Dataset.from_list(rows)
     trainer = _Tokenised(model, args=arguments, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model(str(folder))
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    log = trainer.state.log_history
+    return log[-1]["train_runtime"], [row["loss"] for row in log if "loss" in row]
 
 
 class _Tokenised(DPOTrainer):
@@ -170,7 +177,7 @@ def train_by_srkit(
     loading = seconds(partial(load_base, cfg))[0]
     took, run = seconds(lambda: train_dpo(cfg, adapter, pairs, settings, folder, SEED))
     losses = [row["loss"] for row in run.log]
-    return Trained(took - loading, run.tokens, run.trained_tokens, losses)
+    return Trained(took - loading, run.seconds, run.tokens, run.trained_tokens, losses)
 
 
 TRAINERS = {
@@ -232,6 +239,7 @@ def _row(name: str, runs: list[Trained], every: int, output: int, product: float
         "seconds": best.seconds,
         "tokens_trained": best.tokens,
         "tokens": best.tokens / best.seconds,
+        "step_tokens": best.tokens / best.step_seconds,
         "share_of_limit": least / best.seconds,
         "losses": best.losses,
         "seconds_of_rounds": [run.seconds for run in runs],

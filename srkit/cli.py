@@ -192,7 +192,7 @@ bench = typer.Typer(
 app.add_typer(bench, name="bench")
 PresetOption = Annotated[str, typer.Option(help="The model is this preset's.")]
 RoundsOption = Annotated[int, typer.Option(min=1, help="Turns; of each the best is kept.")]
-FullOption = Annotated[bool, typer.Option(help="Larger sizes: minutes a round on two cores.")]
+FullOption = Annotated[bool, typer.Option(help="Larger sizes: two to three minutes a round.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The whole record as JSON.")]
 FolderOption = Annotated[Path | None, typer.Option(help="Instead of data/benchmarks.")]
 
