@@ -278,11 +278,83 @@ def report(study: StudyArgument) -> None:
     typer.echo(make_report(Study.open(study)))
 
 
-bench_app = typer.Typer(no_args_is_help=True, help="Hold the kit against other ways.")
-app.add_typer(bench_app, name="bench")
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Hold the kit against other ways: do engines agree, and how fast are they?",
+)
+app.add_typer(bench, name="bench")
+PresetOption = Annotated[str, typer.Option(help="The model is this preset's.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Turns; of each the best is kept.")]
+FullOption = Annotated[bool, typer.Option(help="Larger sizes: two to three minutes a round.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The whole record as JSON.")]
+FolderOption = Annotated[Path | None, typer.Option(help="Instead of data/benchmarks.")]
 
 
-@bench_app.command("parity")
+@bench.command("judge")
+def bench_judge(
+    preset: PresetOption = "cpu",
+    rounds: RoundsOption = 2,
+    full: FullOption = False,
+    json_: JsonOption = False,
+    folder: FolderOption = None,
+) -> None:
+    """Judgements: long prompts with one rubric, K samples of each."""
+    from srkit.bench import measure_generation
+
+    _show(measure_generation("judge", preset, rounds, full), json_, folder)
+
+
+@bench.command("generate")
+def bench_generate(
+    preset: PresetOption = "cpu",
+    rounds: RoundsOption = 2,
+    full: FullOption = False,
+    json_: JsonOption = False,
+    folder: FolderOption = None,
+) -> None:
+    """Candidates: short prompts, N samples of each."""
+    from srkit.bench import measure_generation
+
+    _show(measure_generation("generate", preset, rounds, full), json_, folder)
+
+
+@bench.command("train")
+def bench_train(
+    preset: PresetOption = "cpu",
+    rounds: RoundsOption = 1,
+    full: FullOption = False,
+    json_: JsonOption = False,
+    folder: FolderOption = None,
+) -> None:
+    """DPO on short pairs, against TRL's defaults."""
+    from srkit.bench_train import measure_training
+
+    _show(measure_training(preset, rounds, full), json_, folder)
+
+
+@bench.command("table")
+def bench_table(
+    folder: FolderOption = None,
+    write: Annotated[Path | None, typer.Option(help="Put it between a file's marks.")] = None,
+) -> None:
+    """The latest runs as Markdown, as they stand in the README."""
+    from srkit.bench import FOLDER, put, table
+
+    text = table(folder or FOLDER)
+    if write is None:
+        typer.echo(text)
+    else:
+        put(text, write)
+
+
+def _show(record: dict, json_: bool, folder: Path | None) -> None:
+    from srkit.bench import FOLDER, append, render
+
+    append(record, folder or FOLDER)
+    typer.echo(json.dumps(record, indent=1) if json_ else render(record))
+
+
+@bench.command("parity")
 def bench_parity(
     study: Annotated[Path | None, typer.Option(help="Its M0 and its last trained model.")] = None,
     preset: Annotated[
