@@ -167,7 +167,7 @@ def forecast(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="As JSON, with all parts.")] = False,
 ) -> None:
-    """Say what a study will take; measures this machine once, some 20 seconds. Exit 1: no room."""
+    """Say what a study will take; measures this machine once, under a minute. Exit 1: no room."""
     from srkit import forecast as module
     from srkit.config import resolve
     from srkit.speed import cached, measurable, measure
@@ -182,7 +182,7 @@ def forecast(
     found = module.forecast(config, arms, opened, here=here)
     refusal = module.too_much(found, here)
     if not refusal and not cached(config.model) and measurable(config.model, here.device):
-        typer.echo("Measuring this machine, once: some 20 seconds.", err=True)
+        typer.echo("Measuring this machine, once: under a minute.", err=True)
         found = module.forecast(config, arms, opened, measure(config.model), here)
     if opened:
         opened.keep_forecast({one.step: one.record() for one in found})

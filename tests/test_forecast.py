@@ -124,7 +124,7 @@ def test_the_table_makes_models_of_the_published_size(name):
         "Qwen/Qwen3-14B-Base": 14.768,
         "meta-llama/Llama-2-70b-hf": 68.977,
     }
-    assert SHAPES[name].parameters / 1e9 == pytest.approx(published[name], abs=0.001)
+    assert SHAPES[name].parameters / 1e9 == pytest.approx(published[name], abs=0.002)
 
 
 def test_kv_cache_is_the_size_of_a_real_one():
