@@ -69,16 +69,16 @@ def _look_ahead(study) -> dict[str, str]:
     """
     from srkit import forecast
 
+    todo = {name for name, state in study.states().items() if state != "done"}
+    if not todo:
+        return {}
     try:
         here = forecast.machine(study.path, study.config.model.device)
         found = forecast.forecast(study.config, study.arms, study, here=here)
     except SrkitError as error:
         typer.echo(f"No forecast: {error}")
         return {}
-    states = study.states()
-    left = [one for one in found if states[one.step] != "done"]
-    if not left:
-        return {}
+    left = [one for one in found if one.step in todo]
     if refusal := forecast.too_much(left, here):
         raise SrkitError(f"The study {study.path} cannot run here: {refusal}")
     if warning := forecast.tight(left, here):

@@ -60,8 +60,10 @@ class Texts:
         self, config: Config, speed: Speed | None = None, study: Study | None = None
     ) -> None:
         self.config, self.speed, self.study = config, speed or _UNMEASURED, study
+        states = study.states() if study else {}
+        self.made = {name for name, state in states.items() if state == "done"}
         names = ("ift", "eft", "eft_eval", "test_prompts")
-        if study is not None and all(study.has(f"seed/{n}") for n in names):
+        if self.made.issuperset(f"seed/{n}" for n in names):
             data, self.basis = SeedData(**{n: study.read(f"seed/{n}") for n in names}), "tables"
         elif config.seed.source == "kit" or Path(config.seed.source).exists():
             data, self.basis = load(config), "seed texts"
@@ -76,7 +78,7 @@ class Texts:
 
     def answer(self, most: int, step: str = "") -> float:
         """Tokens of an answer: measured in the step's finished table, or as IFT's responses."""
-        if self.study is not None and step and self.study.has(step):
+        if step in self.made:
             rows = self.study.read(step)
             return sum(row["tokens"] for row in rows) / max(len(rows), 1)
         lengths = [min(most, self.tokens(r["response"], turn=False)) for r in self.ift]
@@ -146,7 +148,7 @@ def _dpo(config: Config, texts: Texts, model: str) -> Work:
     answer = texts.answer(config.candidates.max_tokens, f"{folder}/candidates")
     prompt = _mean(texts.tokens(r["prompt"]) for r in texts.ift)
     count = config.instruct.prompts
-    if texts.study is not None and texts.study.has(f"{folder}/pairs"):
+    if f"{folder}/pairs" in texts.made:
         count = len(kept(texts.study.read(f"{folder}/pairs")))
     found = _trained([(2 * prompt, 2 * answer)] * count, config.dpo, most_rows=count)
     # The longest pair, not the mean one, decides on memory.
