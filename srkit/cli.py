@@ -75,7 +75,7 @@ def _look_ahead(study) -> dict[str, str]:
     try:
         here = forecast.machine(study.path, study.config.model.device)
         found = forecast.forecast(study.config, study.arms, study, here=here)
-    except SrkitError as error:
+    except (SrkitError, LookupError) as error:  # a run does not stop for want of a forecast
         typer.echo(f"No forecast: {error}")
         return {}
     left = [one for one in found if one.step in todo]

@@ -193,7 +193,7 @@ def test_status_as_json(srkit, tmp_path, make):
     first, second = told["steps"][:2]
     assert (first["state"], first["rows"]) == ("done", 2)
     assert set(first) == {"step", "state", "rows", "seconds", "tokens", "outputs", "inputs",
-                          "peak_memory_mb", "made_at"}  # fmt: skip
+                          "peak_memory_mb", "made_at", "forecast"}  # fmt: skip
     assert first["outputs"] == study.records()["seed/ift"]["outputs"]
     assert second == {"step": "seed/eft", "state": "not made"}
 
