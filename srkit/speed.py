@@ -97,7 +97,7 @@ def measure(model: Model) -> Speed:
 
 def _file(model: Model) -> Path:
     here = Path(__file__).parent
-    code = [(here / name).read_text("utf-8") for name in ("generate.py", "train.py")]
+    code = [(here / name).read_text("utf-8") for name in ("generate.py", "train.py", "speed.py")]
     facts = {k: v for k, v in provenance().items() if k != "commit"}
     names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     facts |= {name: os.environ.get(name) for name in names}
