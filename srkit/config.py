@@ -284,7 +284,7 @@ class Config(Section):
     def digest(self, *names: str) -> str:
         """Hash of the named sections or fields and the random seed: what makes a step stale.
 
-        Fields in LIMITS are left out: they decide whether to go on, not what comes out.
+        Fields in LIMITS are left out: they decide whether and how to go on, not what comes out.
         """
         dump = self.model_dump(mode="json")
         for name in LIMITS:
@@ -299,6 +299,7 @@ class Config(Section):
 
 LIMITS = (
     "model.cache",
+    "model.engine",
     "judge.min_parse_rate",
     "judge.max_modal_share",
     "judge.max_flat_rate",

@@ -280,7 +280,7 @@ class _Level:
 
     def __init__(self, entries: int, capacity: int, device: torch.device):
         self.positions = torch.full((entries, capacity), NOWHERE, device=device)
-        self.layers: list[Tensor] = []  # (2, entries, kv_heads, capacity, head_size)
+        self.layers: list[Tensor] = []  # (2, kv_heads, entries, capacity, head_size)
         self.used = 0
 
     @property
@@ -295,12 +295,12 @@ class _Level:
         entries, heads, new, size = keys.shape
         if layer == len(self.layers):
             # Zeros: a hidden column has weight 0, and 0 times what lay in memory could be NaN.
-            shape = (2, entries, heads, self.positions.shape[1], size)
+            shape = (2, heads, entries, self.positions.shape[1], size)
             self.layers.append(keys.new_zeros(shape))
         for half, states in zip(self.layers[layer], (keys, values), strict=True):
-            half[:, :, self.used - new : self.used] = states
+            half[:, :, self.used - new : self.used] = states.transpose(0, 1)
 
-    def read(self, layer: int) -> Tensor:  # (2, entries, kv_heads, used, head_size)
+    def read(self, layer: int) -> Tensor:  # (2, kv_heads, entries, used, head_size)
         return self.layers[layer][:, :, :, : self.used]
 
 
@@ -325,13 +325,13 @@ def _gather(
     for to, source, entries, columns in parts:
         level.positions[to, : len(columns)] = source.positions[entries][:, columns]
     for layer in range(len(parts[0][1].layers) if parts else 0):
-        _, _, heads, _, size = parts[0][1].layers[layer].shape
-        shape = (2, len(picks), heads, width + room, size)
+        _, heads, _, _, size = parts[0][1].layers[layer].shape
+        shape = (2, heads, len(picks), width + room, size)
         new = parts[0][1].layers[layer].new_zeros(shape)
         for to, source, entries, columns in parts:
-            copy = source.layers[layer].index_select(1, entries).index_select(3, columns)
-            new[:, to, :, : len(columns)] = copy
-            source.layers[layer] = copy[:, :0]
+            copy = source.layers[layer].index_select(2, entries).index_select(3, columns)
+            new[:, :, to, : len(columns)] = copy
+            source.layers[layer] = copy[:, :, :0]
         level.layers.append(new)
     return level
 
@@ -352,14 +352,20 @@ class _Tree:
             ],
             dim=1,
         )  # (batch, columns)
-        self.masks: dict[int | None, Tensor] = {}
+        self.biases: dict[int | None, Tensor] = {}
 
-    def mask(self, window: int | None) -> Tensor:  # (batch, new, columns), True where visible
-        if window not in self.masks:
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What to add to scores, (batch, new, columns): 0 where visible, minus infinity elsewhere.
+
+        Layers of one kind share it.
+        """
+        if window not in self.biases:
             columns, queries = self.columns[:, None, :], self.queries[:, :, None]
-            visible = columns <= queries
-            self.masks[window] = visible & (columns > queries - window) if window else visible
-        return self.masks[window]
+            hidden = columns > queries
+            hidden = hidden | (columns <= queries - window) if window else hidden
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self.biases[window] = zeros.masked_fill_(hidden, -torch.inf)
+        return self.biases[window]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[None, None]:
         """Store. Returns nothing to attend to, so that an attention other than ours fails."""
@@ -383,40 +389,46 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """What transformers calls: (batch, heads, new, size) -> (batch, new, heads, size).
 
-    Where the tree is read in place, all queries that see one entry's key head make up one matrix.
+    Heads come first in the cache and here, so that all queries that see one entry's key head are
+    one matrix without a copy: with few new tokens the tree is read in place.
     """
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise _unsupported(module)
     batch, heads, new, size = query.shape
-    mask = tree.mask(sliding_window)
+    bias = tree.bias(sliding_window, query.dtype)
     levels = [level.read(module.layer_idx) for level in tree.levels]
-    kv_heads = levels[0].shape[2]
+    kv_heads = levels[0].shape[1]
     if new > 16:  # a prompt: a fused kernel that never holds all scores is worth a copy
-        joined = [level.repeat_interleave(batch // level.shape[1], 1) for level in levels]
-        keys, values = torch.cat(joined, dim=3).repeat_interleave(heads // kv_heads, 2)
+        joined = [level.repeat_interleave(batch // level.shape[2], 2) for level in levels]
+        keys, values = (
+            torch.cat(joined, dim=3).transpose(1, 2).repeat_interleave(heads // kv_heads, 2)
+        )
         mixed = functional.scaled_dot_product_attention(
-            query, keys, values, mask[:, None], scale=scaling
+            query, keys, values, bias[:, None], scale=scaling
         )
         return mixed.transpose(1, 2), None
-    query = query.reshape(batch, kv_heads, -1, size)
-    scores = torch.cat([_multiply(query, k.transpose(2, 3)) for k, _ in levels], dim=3) * scaling
-    scores = scores.view(batch, kv_heads, -1, new, scores.shape[3])
-    scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype).flatten(2, 3)
+    query = (query * scaling).reshape(batch, kv_heads, -1, size)
+    query = query.transpose(0, 1).contiguous()  # (kv_heads, batch, group * new, size)
+    blocks = [kv_heads * level.shape[2] for level in levels]
+    scores = torch.cat(
+        [
+            torch.bmm(query.view(block, -1, size), keys.flatten(0, 1).transpose(1, 2)).view(
+                kv_heads, batch, query.shape[2], -1
+            )
+            for block, (keys, _) in zip(blocks, levels, strict=True)
+        ],
+        dim=3,
+    )  # (kv_heads, batch, group * new, columns)
+    by_query = scores.view(kv_heads, batch, -1, new, scores.shape[3])
+    by_query += bias[:, None]
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     parts = weights.split([level.used for level in tree.levels], dim=3)
-    mixed = sum(_multiply(part, v) for part, (_, v) in zip(parts, levels, strict=True))
-    return mixed.reshape(batch, heads, new, size).transpose(1, 2), None
-
-
-def _multiply(rows: Tensor, entries: Tensor) -> Tensor:
-    """(batch, heads, a, b) times (entries, heads, b, c), each entry serving its block of rows."""
-    batch, heads, a, b = rows.shape
-    count, c = entries.shape[0], entries.shape[3]
-    if count == batch:
-        return rows @ entries
-    rows = rows.reshape(count, -1, heads, a, b).transpose(1, 2).reshape(count, heads, -1, b)
-    product = (rows @ entries).view(count, heads, -1, a, c)
-    return product.transpose(1, 2).reshape(batch, heads, a, c)
+    mixed = sum(
+        torch.bmm(part.reshape(block, -1, part.shape[3]), values.flatten(0, 1)).view(query.shape)
+        for block, part, (_, values) in zip(blocks, parts, levels, strict=True)
+    )
+    mixed = mixed.view(kv_heads, batch, -1, new, size).permute(1, 3, 0, 2, 4)
+    return mixed.reshape(batch, new, heads, size), None
 
 
 def _unsupported(module: nn.Module) -> SrkitError:

@@ -423,6 +423,7 @@ class Study:
             "inputs": _used(step, records),
             "outputs": {o: _sha256(self.path / o) for o in step.outputs},
             "random_seed": self.config.random_seed,
+            "engine": self.config.model.engine,
             "peak_memory_mb": peak_memory_mb(),
             "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **provenance(),
