@@ -12,8 +12,8 @@ Surprising decisions:
   and counted, never cut.
 - Batches are drawn at random; only inside a batch are examples sorted by length, so that the
   micro-batches it is computed in need little padding. The update is the same.
-- Log-probabilities are computed where they count. TRL scores prompt and padding positions too on a
-  CPU (their contribution is then masked), which is a third of the time with long prompts.
+- TRL's trainers run the steps, but the loss is ours: `srkit.logps` computes a pair's prompt once,
+  and no logits of prompts. Parity tests compare loss and gradients with TRL's own trainers.
 - Adapters are trained in float32 even on a 4-bit base: TRL rounds them to bfloat16, which is
   coarser than the updates at the paper's learning rates.
 - A run that was killed goes on from its last whole checkpoint and ends with the same bytes.
@@ -24,7 +24,6 @@ Surprising decisions:
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
@@ -41,7 +40,6 @@ from unittest.mock import patch
 
 import torch
 import trl.trainer.dpo_trainer
-import trl.trainer.utils
 from accelerate.utils import send_to_device
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -50,8 +48,10 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import use_adapter
 
 from srkit.config import SrkitError
+from srkit.logps import IGNORED, completion_logps, fast_training, pack
 from srkit.models import (
     Conversation,
     Policy,
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft
 
 Row = dict[str, Any]
-IGNORED = -100  # label of a token that is not trained on
 LOGGED = {
     "loss": "loss",
     "learning_rate": "learning_rate",
@@ -137,20 +136,6 @@ def preference_loss(
     chosen_reward = beta * (policy_chosen - reference_chosen)  # (batch,)
     rejected_reward = beta * (policy_rejected - reference_rejected)  # (batch,)
     return -functional.logsigmoid(chosen_reward - rejected_reward)
-
-
-def completion_logps(
-    model: torch.nn.Module, input_ids: torch.Tensor, completion_mask: torch.Tensor
-) -> torch.Tensor:
-    """Log-probability of each completion given its prompt, summed over its tokens.  # (batch,)
-
-    `input_ids` and `completion_mask` (1 on completion tokens) have shape (batch, seq); padding, if
-    any, is on the right. Token i is scored by the logits at i - 1.
-    """
-    logits = model(input_ids).logits[:, :-1].float()  # (batch, seq-1, vocabulary)
-    targets = input_ids[:, 1:].unsqueeze(-1)  # (batch, seq-1, 1)
-    logps = logits.log_softmax(-1).gather(-1, targets).squeeze(-1)  # (batch, seq-1)
-    return (logps * completion_mask[:, 1:]).sum(-1)
 
 
 # --- examples as tokens ------------------------------------------------------------------------
@@ -258,21 +243,20 @@ def train_sft(
     policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
     with _quiet_and_deterministic():
         start = _adapter_values(policy.model)
-        trainer = _Sft(
-            model=policy.model,
-            args=_arguments(
-                SFTConfig,
+        with fast_training(policy.model):
+            trainer = _trainer(
+                _Sft,
+                policy,
+                rows,
                 cfg,
                 settings,
                 folder,
                 seed,
                 dataset_kwargs={"skip_prepare_dataset": True},
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-        _restore(policy.model, start)
-        return _train(trainer, policy, folder, rows, settings, start, len(examples))
+            )
+            _restore(policy.model, start)
+            log = _run(trainer, folder)
+        return _finish(policy, folder, rows, settings, start, log, seed, len(examples))
 
 
 def train_dpo(
@@ -296,10 +280,11 @@ def train_dpo(
     policy = attach_adapter(Policy(base, tokenizer, folder.name), Path(adapter), trainable=True)
     with _quiet_and_deterministic():
         start = _adapter_values(policy.model)
-        trainer = _Dpo(
-            model=policy.model,
-            args=_arguments(
-                DPOConfig,
+        with fast_training(policy.model):
+            trainer = _trainer(
+                _Dpo,
+                policy,
+                rows,
                 cfg,
                 settings,
                 folder,
@@ -307,13 +292,12 @@ def train_dpo(
                 beta=settings.beta,
                 precompute_ref_log_probs=True,
                 disable_dropout=False,  # the adapter's own dropout; the paper trains with 0.1
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-        _restore(policy.model, start)
-        first_loss = _check_start(trainer, start)
-        run = _train(trainer, policy, folder, rows, settings, start, len(pairs))
+            )
+            _restore(policy.model, start)
+            first_loss = _check_start(trainer, start)
+            log = _run(trainer, folder)
+        policy.model.delete_adapter("ref")
+        run = _finish(policy, folder, rows, settings, start, log, seed, len(pairs))
         return replace(run, first_loss=first_loss)
 
 
@@ -376,35 +360,53 @@ def _arguments(
     return arguments
 
 
-def _train(
-    trainer: _Sft | _Dpo,
+def _trainer(
+    kind: type,
+    policy: Policy,
+    rows: list[Row],
+    cfg: Model,
+    settings: Sft | Dpo,
+    *more: Any,
+    **own: Any,
+) -> Any:
+    return kind(
+        model=policy.model,
+        args=_arguments(kind.config, cfg, settings, *more, **own),
+        data_collator=kind.collate,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+    )
+
+
+def _run(trainer: _Sft | _Dpo, folder: Path) -> list[Row]:
+    """The steps, from the last checkpoint if there is one. Returns their log."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress())
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    return _log_rows(trainer.state.log_history)
+
+
+def _finish(
     policy: Policy,
     folder: Path,
     rows: list[Row],
     settings: Sft | Dpo,
     start: dict[str, torch.Tensor],
+    log: list[Row],
+    seed: int,
     given: int,
 ) -> TrainingRun:
-    """Run a prepared trainer, from its last checkpoint if there is one, and save the adapter."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Progress())
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
-    steps = trainer.state.global_step
-    log = _log_rows(trainer.state.log_history)
+    """Check and save the adapter, write the log, and drop the checkpoints."""
     _check_end(policy.model, start, log)
-    if "ref" in policy.model.peft_config:
-        policy.model.delete_adapter("ref")
     save_adapter(Policy(policy.model.eval(), policy.tokenizer, policy.name), folder)
     # without the seconds: the same training gives the same file
     rows_out = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
     text = "".join(json.dumps(row) + "\n" for row in rows_out)
     (folder / "training.jsonl").write_text(text, "utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    tokens, trained = _tokens_seen(rows, settings, trainer.args.seed, steps)
+    tokens, trained = _tokens_seen(rows, settings, seed, len(log))
     seconds = round(sum(row["seconds"] for row in log), 3)
-    del trainer
-    gc.collect()
-    return TrainingRun(steps, len(rows), given - len(rows), tokens, trained, seconds, log)
+    return TrainingRun(len(log), len(rows), given - len(rows), tokens, trained, seconds, log)
 
 
 # --- what must hold ----------------------------------------------------------------------------
@@ -540,7 +542,7 @@ class _Order(Sampler):
 
 
 class _Local:
-    """What both trainers do our way: our order, no telemetry."""
+    """What both trainers do our way: our order, our forward pass, no telemetry."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _Order:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -552,25 +554,66 @@ class _Local:
 
 
 class _Sft(_Local, SFTTrainer):
-    pass
+    config = SFTConfig
+
+    @staticmethod
+    def collate(rows: list[Row]) -> Row:
+        """A micro-batch. The trainer counts its labels if there is a key of that name."""
+        starts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
+        ids = [row["input_ids"] for row in rows]
+        batch = pack([(i[:start], [i[start:]]) for i, start in zip(ids, starts, strict=True)])
+        return batch | {"labels": batch["shift_labels"]}
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Row, *_: Any, num_items_in_batch: torch.Tensor
+    ) -> torch.Tensor:
+        """This micro-batch's part of the mean over the trained tokens of the whole batch."""
+        return -completion_logps(model, inputs).sum() / num_items_in_batch
 
 
 class _Dpo(_Local, DPOTrainer):
+    config = DPOConfig
+
+    @staticmethod
+    def collate(rows: list[Row]) -> Row:
+        """A micro-batch. `reference`: log-probabilities, (pairs, 2), once they are computed."""
+        batch = pack(
+            [(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+        )
+        if "ref_chosen_logps" in rows[0]:
+            names = ("ref_chosen_logps", "ref_rejected_logps")
+            batch["reference"] = torch.tensor([[row[name] for name in names] for row in rows])
+        return batch
+
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **more: Any) -> Dataset:
         return dataset  # tokenised already; TRL has no switch for that here
 
     def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Row) -> Any:
         model.eval()  # the copy that TRL has just made is in training mode, with dropout
-        return super().compute_ref_log_probs(model, inputs)
+        with torch.no_grad(), use_adapter(model, "ref"), self.accelerator.autocast():
+            return completion_logps(model, inputs).view(-1, 2).unbind(1)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Row, *_: Any, **more: Any
+    ) -> torch.Tensor:
+        """Mean of `preference_loss` over the pairs of a micro-batch."""
+        logps = completion_logps(model, inputs).view(-1, 2)  # (pairs, 2): chosen, rejected
+        reference = inputs["reference"]  # (pairs, 2)
+        loss = preference_loss(*logps.unbind(1), *reference.unbind(1), self.beta)
+        logps = logps.detach()
+        margins = self.beta * (logps - reference).diff(dim=1).neg()  # (pairs, 1)
+        values = (margins > 0).float(), margins, logps[:, 0], logps[:, 1]
+        names = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+        for name, value in zip(names, values, strict=True):
+            self._metrics["train" if model.training else "eval"][name].append(value.mean().item())
+        return loss.mean()
 
 
 @contextmanager
 def _quiet_and_deterministic() -> Iterator[None]:
-    """Repeatable arithmetic, and TRL's scoring of completions only, for the time of a training.
+    """Repeatable arithmetic for the time of a training.
 
     Left on, deterministic algorithms would be forced on sampling later in the same process.
-    TRL takes only the positions with a label where there is Triton, and all of them elsewhere so
-    that shapes stay fixed for Neuron devices; a CPU gains from the former too.
     """
     disable_progress_bars()  # widgets, which an executed notebook cannot show again
     # It warns of equal file times, which say nothing here: checkpoints go by their numbers.
@@ -582,11 +625,7 @@ def _quiet_and_deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes nothing
     try:
-        quiet = patch.object(trl.trainer.dpo_trainer, "tqdm", lambda iterable, **_: iterable)
-        everywhere = patch.object(
-            trl.trainer.utils, "_use_triton", lambda device: True, create=True
-        )
-        with quiet, everywhere:
+        with patch.object(trl.trainer.dpo_trainer, "tqdm", lambda iterable, **_: iterable):
             yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=was_warn)

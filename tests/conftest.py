@@ -25,6 +25,21 @@ def study(tmp_path) -> Study:
 
 
 @pytest.fixture
+def plain_logp():
+    """`plain_logp(model, prompt, completion)`: the log-probability of a completion's tokens, by the
+    plainest forward pass: one sequence, token i scored by the logits at i - 1."""
+
+    def score(model, prompt: list[int], completion: list[int]):
+        import torch
+
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        targets = torch.tensor(completion)[:, None]
+        return logits.float().log_softmax(-1).gather(-1, targets).sum()
+
+    return score
+
+
+@pytest.fixture
 def make():
     """`make(study, step, rows)`: make any step with the given rows, or with two of its own."""
 
