@@ -135,10 +135,17 @@ def seconds_of(found: Work, shape: Shape, speed: Speed, device: str = "cpu") -> 
         tokens = work(shape, found.trained, found.labelled)
         tokens += REFERENCE_PASS * work(shape, found.reference, 0)
         return speed.training_seconds + tokens / speed.train_tokens
-    passes = found.calls * math.ceil(found.rows / memory.ROWS[device]) * found.length
+    at_once = memory.ROWS[device] * _processes(found.rows, speed, device)
+    passes = found.calls * math.ceil(found.rows / at_once) * found.length
     reading = found.calls * speed.call_seconds + found.prompt / speed.prefill_tokens
     writing = passes * speed.pass_seconds + found.generated * speed.row_seconds
     return reading + (writing if found.kind == "generate" else 0)
+
+
+def _processes(rows: float, speed: Speed | None, device: str) -> int:
+    """How many write at once: see `srkit.parallel`."""
+    threads = speed.threads if speed and device == "cpu" else 1
+    return max(1, min(threads, int(rows) // memory.ROWS_EACH))
 
 
 def opening_seconds(speed: Speed, step: Step, kind: str, opened: tuple[str, str]) -> float:
@@ -159,7 +166,13 @@ def _asked_model(step: Step) -> str:
 
 
 def memory_of(
-    found: Work, shape: Shape, config: Config, step: Step, where: tuple[str, str], room: float
+    found: Work,
+    shape: Shape,
+    config: Config,
+    step: Step,
+    where: tuple[str, str],
+    room: float,
+    speed: Speed | None,
 ) -> Memory:
     """A step's memory on `where`, a device and a type, with `room` bytes free before it."""
     device, dtype = where
@@ -170,10 +183,11 @@ def memory_of(
         share = found.labelled / max(found.trained, 1)
         labelled = share * found.length
         return memory.training(shape, config.model, settings, device, dtype, found.length, labelled)
-    rows = min(found.rows, memory.ROWS[device])
+    processes = _processes(found.rows, speed, device)
+    rows = min(found.rows, memory.ROWS[device] * processes)
     held = found.held * rows / max(found.rows, 1)
     return memory.generating(
-        shape, config.model, device, dtype, int(rows), held, found.length, room
+        shape, config.model, device, dtype, int(rows), held, found.length, room, processes
     )
 
 
@@ -200,7 +214,7 @@ def forecast(
         if speed and found.kind != "none":
             seconds += opening_seconds(speed, step, found.kind, opened)
             opened = (step.notebook, "" if found.kind == "train" else _asked_model(step))
-        need = memory_of(found, shape, settings, step, where, room)
+        need = memory_of(found, shape, settings, step, where, room, speed)
         disk = memory.disk(shape, config.model) if found.kind == "train" else 0.0
         rounded = None if seconds is None else round(seconds, 1)
         forecasts.append(Forecast(step.name, step.notebook, found, need, disk, rounded))

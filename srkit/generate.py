@@ -131,6 +131,8 @@ def score_options(
 
 def _sample(model: nn.Module, prompts: list[_Prompt], sampling: Sampling) -> None:
     """Complete all rows, on a CPU in several processes where there are enough of them."""
+    if model.device.type == "cpu":
+        prompts = _pieces(prompts)
     parts = _parts(model, prompts, [len(prompt.rows) for prompt in prompts], ROWS_EACH)
     batch = _Batch(model, [p.ids for p in prompts], sampling.max_tokens, len(parts))
     rows = [[row for prompt in part for row in prompt.rows] for part in parts]
@@ -142,6 +144,14 @@ def _sample(model: nn.Module, prompts: list[_Prompt], sampling: Sampling) -> Non
     for mine, ends in zip(rows, fork_map(work, range(len(parts))), strict=True):
         for row, (tokens, ended) in zip(mine, ends, strict=True):
             row.tokens, row.ended = tokens, ended
+
+
+def _pieces(prompts: list[_Prompt]) -> list[_Prompt]:
+    """A prompt with more rows than a process gets is read by several."""
+    total = sum(len(prompt.rows) for prompt in prompts)
+    most = max(ROWS_EACH, -(-total // torch.get_num_threads()))
+    starts = [(prompt, i) for prompt in prompts for i in range(0, len(prompt.rows), most)]
+    return [_Prompt(prompt.ids, prompt.rows[i : i + most]) for prompt, i in starts]
 
 
 def _parts(

@@ -25,7 +25,8 @@ ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 LIGHT = 200e6  # Python without torch: steps that ask no model
 PROCESS = {"cpu": 750e6, "cuda": 500e6}  # Python with torch and TRL; a CUDA context
-ROWS = {"cpu": 64, "cuda": 256}  # the most that srkit.generate writes at once
+ROWS = {"cpu": 64, "cuda": 256}  # the most that srkit.generate writes at once in a process
+ROWS_EACH = 16  # for which it takes another process on a CPU
 CACHE_SHARE = 0.7  # of free memory, for caches and logits
 PREFILL = 2048  # tokens of prompts in one of its forward passes
 LOGITS = 16  # bytes per row and word of the vocabulary while a token is drawn
@@ -167,10 +168,12 @@ def generating(
     prompts: float,
     length: float,
     room: float,
+    processes: int = 1,
 ) -> Memory:
     """While `rows` are written at once, on `prompts` tokens of prompts, up to `length` each.
 
-    The copies are made, and rows taken, as far as `room` (bytes) allows: see `srkit.generate`.
+    The copies are made, and rows taken, as far as `room` (bytes) allows: see `srkit.generate`. Each
+    of several `processes` has activations of its own.
     """
     item = ITEM[dtype]
     dense = model.quantization == "none"
@@ -191,7 +194,12 @@ def generating(
         held,
         copies=copied * copies,
         kv_cache=HEAP[device] * share * cache,
-        activations=HEAP[device] * 4 * (shape.intermediate + shape.hidden) * item * PREFILL,
+        activations=processes
+        * HEAP[device]
+        * 4
+        * (shape.intermediate + shape.hidden)
+        * item
+        * PREFILL,
         logits=share * words,
     )
 

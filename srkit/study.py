@@ -514,9 +514,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def peak_memory_mb() -> dict[str, int]:
-    """Peak memory of this process so far in MB: resident, and on the GPU where torch runs there."""
+    """Peak memory so far in MB: resident, and on the GPU where torch runs there.
+
+    Of this process, together with those that it forked to generate.
+    """
     unit = 1024 if platform.system() == "Linux" else 1024**2  # Linux counts KiB, macOS bytes
     peak = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    if forked := sys.modules.get("srkit.parallel"):
+        peak["cpu"] = max(peak["cpu"], forked.peak_bytes // 1024**2)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         peak["cuda"] = torch.cuda.max_memory_allocated() // 1024**2

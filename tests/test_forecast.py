@@ -196,6 +196,7 @@ def test_the_engines_limits_are_the_forecasts():
     from srkit import generate
 
     assert memory.ROWS == generate.ROW_LIMIT
+    assert memory.ROWS_EACH == generate.ROWS_EACH
     assert memory.PREFILL == generate.PREFILL_TOKENS
     assert memory.CACHE_SHARE == generate.MEMORY_SHARE
 

@@ -5,15 +5,17 @@ import signal
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from srkit import generate
+from srkit import generate, parallel
 from srkit.config import Model, SrkitError
 from srkit.engine import Sampling
 from srkit.models import load_policy
 from srkit.parallel import fork_map, shares
 from srkit.prompts import user
+from srkit.study import peak_memory_mb
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
 
@@ -42,6 +44,18 @@ def test_results_come_in_order_from_other_processes():
     assert [total for total, _ in found] == [3, 3, 15]
     assert len({pid for _, pid in found} | {os.getpid()}) == 4
     assert fork_map(lambda part: os.getpid(), [[1]]) == [os.getpid()]
+
+
+def test_the_memory_of_all_processes_is_counted():
+    before = psutil.Process().memory_info().rss
+
+    def work(megabytes):
+        return int(np.ones(megabytes * 2**17).sum())
+
+    assert fork_map(work, [100, 150]) == [100 * 2**17, 150 * 2**17]
+    grown = parallel.peak_bytes - before
+    assert 240 * 2**20 < grown < 340 * 2**20
+    assert peak_memory_mb()["cpu"] >= parallel.peak_bytes // 2**20
 
 
 def test_an_error_of_one_process_ends_all():
@@ -81,6 +95,7 @@ def test_samples_and_scores_do_not_depend_on_the_number_of_processes(threads, mo
     threads(3)
     monkeypatch.setattr(generate, "ROWS_EACH", 4)
     several, same_scores = ask()
-    assert forked == [1, 1, 3, 3]
+    assert generate.sample(policy, prompts[:1], 9, Sampling(4), [range(9)])  # no prompt is left out
+    assert forked == [1, 1, 3, 3, 2]
     assert several == one
     np.testing.assert_allclose(same_scores, scores, atol=1e-5)
