@@ -10,8 +10,8 @@ Surprising decisions:
   silently be M0. It is checked: copy equal, frozen and separate, first loss ln 2.
 - A candidate that was cut off gets no end-of-turn token; examples over `max_tokens` are left out
   and counted, never cut.
-- Batches are drawn at random; only inside a batch are examples sorted by length, so that the
-  micro-batches it is computed in need little padding. The update is the same.
+- Batches are drawn at random; inside a batch the longest come first, so that what does not fit
+  into memory shows at once. The update is the same.
 - TRL's trainers run the steps, but the loss is ours: `srkit.logps` computes a pair's prompt once,
   and no logits of prompts. Parity tests compare loss and gradients with TRL's own trainers.
 - Adapters are trained in float32 even on a 4-bit base: TRL rounds them to bfloat16, which is
@@ -24,6 +24,7 @@ Surprising decisions:
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -33,7 +34,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -241,22 +242,7 @@ def train_sft(
     seed = seed % 2**32  # numpy takes no more
     set_seed(seed)
     policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
-    with _quiet_and_deterministic():
-        start = _adapter_values(policy.model)
-        with fast_training(policy.model):
-            trainer = _trainer(
-                _Sft,
-                policy,
-                rows,
-                cfg,
-                settings,
-                folder,
-                seed,
-                dataset_kwargs={"skip_prepare_dataset": True},
-            )
-            _restore(policy.model, start)
-            log = _run(trainer, folder)
-        return _finish(policy, folder, rows, settings, start, log, seed, len(examples))
+    return _train(_Sft, policy, rows, cfg, settings, folder, seed, len(examples))
 
 
 def train_dpo(
@@ -278,27 +264,7 @@ def train_dpo(
     planned_steps(len(rows), settings)
     seed = seed % 2**32
     policy = attach_adapter(Policy(base, tokenizer, folder.name), Path(adapter), trainable=True)
-    with _quiet_and_deterministic():
-        start = _adapter_values(policy.model)
-        with fast_training(policy.model):
-            trainer = _trainer(
-                _Dpo,
-                policy,
-                rows,
-                cfg,
-                settings,
-                folder,
-                seed,
-                beta=settings.beta,
-                precompute_ref_log_probs=True,
-                disable_dropout=False,  # the adapter's own dropout; the paper trains with 0.1
-            )
-            _restore(policy.model, start)
-            first_loss = _check_start(trainer, start)
-            log = _run(trainer, folder)
-        policy.model.delete_adapter("ref")
-        run = _finish(policy, folder, rows, settings, start, log, seed, len(pairs))
-        return replace(run, first_loss=first_loss)
+    return _train(_Dpo, policy, rows, cfg, settings, folder, seed, len(pairs))
 
 
 def _new_adapter(base: torch.nn.Module, cfg: Model) -> PeftModel:
@@ -361,52 +327,53 @@ def _arguments(
 
 
 def _trainer(
-    kind: type,
-    policy: Policy,
-    rows: list[Row],
-    cfg: Model,
-    settings: Sft | Dpo,
-    *more: Any,
-    **own: Any,
+    kind: type, policy: Policy, rows: list[Row], cfg: Model, settings: Sft | Dpo, *where: Any
 ) -> Any:
+    """A TRL trainer of ours; `where` are folder and seed."""
     return kind(
         model=policy.model,
-        args=_arguments(kind.config, cfg, settings, *more, **own),
+        args=_arguments(kind.config, cfg, settings, *where, **kind.options(settings)),
         data_collator=kind.collate,
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
     )
 
 
-def _run(trainer: _Sft | _Dpo, folder: Path) -> list[Row]:
-    """The steps, from the last checkpoint if there is one. Returns their log."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Progress())
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
-    return _log_rows(trainer.state.log_history)
-
-
-def _finish(
+def _train(
+    kind: type,
     policy: Policy,
-    folder: Path,
     rows: list[Row],
+    cfg: Model,
     settings: Sft | Dpo,
-    start: dict[str, torch.Tensor],
-    log: list[Row],
+    folder: Path,
     seed: int,
     given: int,
 ) -> TrainingRun:
-    """Check and save the adapter, write the log, and drop the checkpoints."""
-    _check_end(policy.model, start, log)
-    save_adapter(Policy(policy.model.eval(), policy.tokenizer, policy.name), folder)
+    """Train from the last checkpoint, if there is one, and save the adapter."""
+    with _quiet_and_deterministic():
+        start = _adapter_values(policy.model)
+        with fast_training(policy.model):
+            trainer = _trainer(kind, policy, rows, cfg, settings, folder, seed)
+            _restore(policy.model, start)
+            first_loss = _check_start(trainer, start) if kind is _Dpo else None
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(_Progress())
+            trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+        log = _log_rows(trainer.state.log_history)
+        _check_end(policy.model, start, log)
+        if kind is _Dpo:
+            policy.model.delete_adapter("ref")
+        save_adapter(Policy(policy.model.eval(), policy.tokenizer, policy.name), folder)
     # without the seconds: the same training gives the same file
     rows_out = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
     text = "".join(json.dumps(row) + "\n" for row in rows_out)
     (folder / "training.jsonl").write_text(text, "utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    tokens, trained = _tokens_seen(rows, settings, seed, len(log))
-    seconds = round(sum(row["seconds"] for row in log), 3)
-    return TrainingRun(len(log), len(rows), given - len(rows), tokens, trained, seconds, log)
+    steps, seconds = trainer.state.global_step, round(sum(row["seconds"] for row in log), 3)
+    counts = _tokens_seen(rows, settings, seed, steps)
+    del trainer
+    gc.collect()
+    return TrainingRun(steps, len(rows), given - len(rows), *counts, seconds, log, first_loss)
 
 
 # --- what must hold ----------------------------------------------------------------------------
@@ -557,6 +524,10 @@ class _Sft(_Local, SFTTrainer):
     config = SFTConfig
 
     @staticmethod
+    def options(settings: Sft) -> Row:
+        return {"dataset_kwargs": {"skip_prepare_dataset": True}}
+
+    @staticmethod
     def collate(rows: list[Row]) -> Row:
         """A micro-batch. The trainer counts its labels if there is a key of that name."""
         starts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
@@ -573,6 +544,11 @@ class _Sft(_Local, SFTTrainer):
 
 class _Dpo(_Local, DPOTrainer):
     config = DPOConfig
+
+    @staticmethod
+    def options(settings: Dpo) -> Row:
+        dropout = {"disable_dropout": False}  # the adapter's own; the paper trains with 0.1
+        return {"beta": settings.beta, "precompute_ref_log_probs": True, **dropout}
 
     @staticmethod
     def collate(rows: list[Row]) -> Row:

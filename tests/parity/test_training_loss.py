@@ -69,8 +69,6 @@ def _dpo_pair(tokenizer, rows, beta, folder):
             Dpo(beta=beta),
             folder / "ours",
             0,
-            beta=beta,
-            precompute_ref_log_probs=True,
         )
     for trainer in (theirs, ours):
         _shake(trainer.model, seed=1)
@@ -127,7 +125,7 @@ def test_sft_loss_and_gradients(micro, tokenizer, tmp_path):
     theirs = _theirs(SFTTrainer, SFTConfig, tokenizer, rows, tmp_path / "theirs", **skip)
     policy = Policy(_policy(tokenizer), tokenizer, "M1")
     settings = Sft(), tmp_path / "ours", 0
-    ours = train._trainer(train._Sft, policy, rows, CFG, *settings, **skip)
+    ours = train._trainer(train._Sft, policy, rows, CFG, *settings)
     trained = sum(label != train.IGNORED for row in rows for label in row["labels"])
     expected = theirs.compute_loss(theirs.model.eval(), theirs.data_collator(rows))
     expected.backward()
