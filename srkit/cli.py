@@ -1,9 +1,10 @@
-"""The command line: `srkit run`, `forecast`, `status`, `doctor`, `figures`, `report`, `bench`.
+"""The command line: `srkit run`, `make`, `status`, `forecast`, `bench` and others.
 
 Thin; see the modules.
 
 `run` executes the numbered notebooks with papermill, in order, and skips those whose steps are
-all finished. Executed copies go into the study.
+all finished. Executed copies go into the study. `make` makes the same steps without notebooks, in
+one process or, under a launcher, in several.
 
     srkit run --preset tiny --study runs/try
 """
@@ -20,6 +21,7 @@ from typing import Annotated
 import typer
 
 from srkit.config import SrkitError
+from srkit.distributed import first, rank, world
 from srkit.plan import PAPER_ARM, notebooks
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -32,23 +34,37 @@ app = typer.Typer(
 StudyArgument = Annotated[Path, typer.Argument(help="The study's folder, e.g. runs/first.")]
 
 
+StudyOption = Annotated[Path, typer.Option(help="Folder of the study.")]
+PresetOption = Annotated[str, typer.Option(help="Settings of a new study: tiny, cpu, ...")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, e.g. dpo.beta=0.2. Repeatable.")
+]
+ArmOption = Annotated[
+    str, typer.Option(help=f"Arms, separated by commas; if none was begun, {PAPER_ARM}.")
+]
+IterationsOption = Annotated[int | None, typer.Option(help="2: M1 to M3.")]
+ChangeOption = Annotated[bool, typer.Option(help="Let new settings replace the study's own.")]
+FIRST = Path("runs/first")
+
+
 @app.command()
 def run(
-    study: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/first"),
-    preset: Annotated[str, typer.Option(help="Settings of a new study: tiny, cpu, ...")] = "",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, e.g. dpo.beta=0.2. Repeatable.")
-    ] = None,
-    arm: Annotated[
-        str, typer.Option(help=f"Arms, separated by commas; if none was begun, {PAPER_ARM}.")
-    ] = "",
-    iterations: Annotated[int | None, typer.Option(help="2: M1 to M3.")] = None,
+    study: StudyOption = FIRST,
+    preset: PresetOption = "",
+    set_: SetOption = None,
+    arm: ArmOption = "",
+    iterations: IterationsOption = None,
     only: Annotated[str, typer.Option(help="Only notebooks whose name starts so, e.g. 04.")] = "",
-    change: Annotated[bool, typer.Option(help="Let new settings replace the study's own.")] = False,
+    change: ChangeOption = False,
 ) -> None:
     """Run the series of notebooks, or what is missing of it."""
     from srkit.study import Study
 
+    if world() > 1:
+        raise SrkitError(
+            "Notebooks run in one process. Under a launcher use `srkit make`, which makes the same "
+            "steps; `srkit run`, without a launcher, then executes the notebooks and finds them."
+        )
     overrides = [*(set_ or []), *([] if iterations is None else [f"iterations={iterations}"])]
     opened = Study.open(study, preset, shlex.join(overrides), arm, change)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
@@ -60,6 +76,33 @@ def run(
     if not executed:
         typer.echo("Everything was finished already: no model was loaded, nothing was made again.")
     typer.echo(_closing(opened.path))
+
+
+@app.command()
+def make(
+    step: Annotated[
+        list[str] | None, typer.Argument(help="Steps, as in `srkit status`; none: all.")
+    ] = None,
+    study: StudyOption = FIRST,
+    preset: PresetOption = "",
+    set_: SetOption = None,
+    arm: ArmOption = "",
+    iterations: IterationsOption = None,
+    change: ChangeOption = False,
+) -> None:
+    """Make the missing steps of a study without notebooks, also in several processes."""
+    from srkit.series import make_step
+    from srkit.study import Study
+
+    overrides = [*(set_ or []), *([] if iterations is None else [f"iterations={iterations}"])]
+    opened = first(lambda: Study.open(study, preset, shlex.join(overrides), arm, change))
+    for name in step or opened.steps:
+        began, state = time.monotonic(), first(lambda name=name: opened.state(name))
+        if state != "done":
+            make_step(opened, name)
+            state = f"made in {time.monotonic() - began:.1f} s ({state})"
+        if rank() == 0:
+            typer.echo(f"  {name}: {state}")
 
 
 def _look_ahead(study) -> dict[str, str]:
@@ -395,12 +438,26 @@ def main() -> None:
     try:
         app()
     except SrkitError as error:
-        typer.echo(f"srkit: {error}", err=True)
-        sys.exit(1)
+        _stop(str(error))
     except OSError as error:
-        note = "What was made is kept; the same command goes on from there."
-        typer.echo(f"srkit: {error.strerror}: {error.filename}. {note}", err=True)
-        sys.exit(1)
+        _stop(f"{error.strerror}: {error.filename}. {KEPT}")
+    except RuntimeError as error:
+        if world() == 1 or "peer" not in str(error):  # as torch says that a connection broke
+            raise
+        _stop(
+            "Another process of this run has ended. If it does not say why, it was killed, most "
+            f"likely for want of memory: see the launcher's last lines. {KEPT}"
+        )
+
+
+KEPT = "What was made is kept; the same command goes on from there."
+
+
+def _stop(why: str) -> None:
+    if rank():
+        time.sleep(5)  # where all fail alike, the first one tells, and the launcher ends this one
+    typer.echo(f"srkit: {why}", err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

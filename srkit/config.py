@@ -227,7 +227,7 @@ class Endpoint(Section):
     key_variable: str = Field(
         "OPENAI_API_KEY", repr=False, description="the environment variable with the key, if any"
     )
-    concurrency: PositiveInt = Field(8, description="requests under way at once")
+    concurrency: PositiveInt = Field(8, description="requests under way at once, of one process")
     timeout: float = Field(600, gt=0, description="seconds without an answer, then it is retried")
     retries: int = Field(5, ge=0, description="with growing pauses; then the step stops")
     max_tokens: int = Field(

@@ -3,7 +3,8 @@
 `sample` draws texts, `score_options` reads probabilities. A step opens an engine for a model of its
 study and knows nothing else of it. The study's own models are run by `srkit.generate` (`hf`) or
 `srkit.vllm_engine` (`vllm`), as `model.engine` says; a model behind a server, under the name
-`endpoint`, by `srkit.endpoint`.
+`endpoint`, by `srkit.endpoint`. Under a launcher every process has an engine of its own, and the
+conversations are dealt out to them (`Dealt`).
 
     python -c "from srkit.engine import *; from srkit.prompts import user; \\
         from srkit.study import Study; e = open_engine(Study.open('runs/first'), 'M1'); \\
@@ -16,11 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from srkit.config import SrkitError
+from srkit.distributed import share, together, world
 from srkit.prompts import Conversation
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from srkit.study import Study
 
 
@@ -73,17 +76,51 @@ class Engine(Protocol):
         """
 
 
+@dataclass
+class Dealt:
+    """An engine that every process has, of which each is asked its share."""
+
+    engine: Engine
+
+    def sample(
+        self,
+        conversations: Sequence[Conversation],
+        n: int,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Completion]]:
+        """As the engine's own."""
+        mine = share(conversations), n, sampling, share(seeds)
+        return [row for part in together(lambda: self.engine.sample(*mine)) for row in part]
+
+    def score_options(
+        self, conversations: Sequence[Conversation], options: Sequence[str]
+    ) -> np.ndarray:
+        """As the engine's own."""
+        mine = share(conversations)
+        return np.concatenate(together(lambda: self.engine.score_options(mine, options)))
+
+
 def open_engine(study: Study, name: str) -> Engine:
     """The engine that answers for a model of the study (`M0`, `baseline`, `M1`, `<arm>/M2`).
 
     `endpoint` is the model of `endpoint.model` behind its server; nothing else uses a network.
     Raises: SrkitError, also naming the notebook that trains a missing adapter.
     """
+    return _open(study, name) if world() == 1 else Dealt(_open(study, name))
+
+
+def _open(study: Study, name: str) -> Engine:
     if name == "endpoint":
         from srkit.endpoint import EndpointEngine
 
         return EndpointEngine(study.config.endpoint, study.spent)
     if study.config.model.engine == "vllm":
+        if world() > 1:
+            raise SrkitError(
+                "model.engine = vllm is for one process. Make the tables without a launcher "
+                "(`srkit make`), and only the adapters with one; or set model.engine=hf."
+            )
         from srkit import vllm_engine
 
         return vllm_engine.open_engine(study, name)

@@ -72,7 +72,8 @@ def completion_logps(model: nn.Module, batch: Row) -> Tensor:
     `model` has been in a TRL trainer, which gives it its head, and is in `fast_training`; `batch`
     is from `pack`. Shape: (completions,), tree by tree.
     """
-    if model.config._attn_implementation != ATTENTION:
+    core = getattr(model, "module", model)  # of DDP
+    if core.config._attn_implementation != ATTENTION:
         raise RuntimeError("completion_logps outside fast_training: trees would see each other.")
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "shift_labels")}
     trees = _Trees(batch["lengths"], batch["input_ids"].device)

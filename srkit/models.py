@@ -268,7 +268,7 @@ def _load_from(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if cfg.quantization == "nf4":
-        place = {"": 0 if device == "cuda" else "cpu"}
+        place = {"": torch.cuda.current_device() if device == "cuda" else "cpu"}
         options |= {"quantization_config": _nf4(dtype), "device_map": place}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -11,6 +11,8 @@ Surprising decisions:
 - A table in progress has one line per chunk, synced as it is written: a kill loses at most one
   chunk, and a torn last line is a chunk to be done again. The finished table has one line per row.
 - Files appear by rename only; a result that exists is replaced when its successor is complete.
+- Of several processes (`srkit.distributed`) all compute the rows of a step, the first one decides
+  whether it is finished, locks and writes, and all go on when it has.
 
     python -c "from srkit.study import Study; print(Study.open('runs/first').config.model.name)"
 """
@@ -30,7 +32,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ from srkit.config import (
     parse_overrides,
     resolve,
 )
+from srkit.distributed import first, rank, together, world
 from srkit.plan import PAPER_ARM, Step, model_after, plan
 
 Row = dict[str, Any]
@@ -312,11 +315,11 @@ class Study:
         once `until(rows)` holds. `extra` goes into the manifest line, as does what an endpoint
         cost. Nothing runs if the table is finished. Returns all rows.
         """
-        if self.state(name) == "done":
+        if first(lambda: self.state(name)) == "done":
             return self.read(name)
         step = self.step(name)
         with self._making(step) as (partial, record):
-            chunks = _complete_lines(partial)
+            chunks = first(lambda: _complete_lines(partial))
             rows = [row for c in chunks for row in c["rows"]]
             parts = range(len(chunks) * chunk, len(items), chunk)
             bar = tqdm(total=len(items), initial=min(parts.start, len(items)), desc=name, **_BAR)
@@ -326,10 +329,11 @@ class Study:
                 began, before = time.monotonic(), self.spent.copy()
                 part = items[start : start + chunk]
                 new = work(part, rows)
-                chunks.append({"seconds": time.monotonic() - began, "rows": new})
-                if cost := self.spent - before:
-                    chunks[-1]["endpoint"] = cost
-                append_line(partial, json.dumps(chunks[-1]))
+                done = {"seconds": time.monotonic() - began, "rows": new}
+                if cost := sum(together(lambda before=before: self.spent - before), Counter()):
+                    done["endpoint"] = cost
+                chunks.append(done)
+                first(lambda done=done: append_line(partial, json.dumps(done)))
                 rows += new
                 bar.update(len(part))
             bar.close()
@@ -339,16 +343,16 @@ class Study:
             record |= extra or {}
             record |= {"tokens": sum(row.get("tokens") or 0 for row in rows)}
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomically(self.path / step.outputs[0], lines)
+            first(lambda: write_atomically(self.path / step.outputs[0], lines))
         return self.read(name)
 
     def make_file(self, name: str, work: Callable[[], str]) -> None:
-        """Make a step whose one output is a text file."""
-        if self.state(name) == "done":
+        """Make a step whose one output is a text file; `work` runs in the first process alone."""
+        if first(lambda: self.state(name)) == "done":
             return
         step = self.step(name)
         with self._making(step):
-            write_atomically(self.path / step.outputs[0], work())
+            first(lambda: write_atomically(self.path / step.outputs[0], work()))
 
     def make_folder(self, name: str, work: Callable[[Path], Row]) -> None:
         """Make a step whose outputs lie in one folder; `work(folder)` may continue in it.
@@ -356,47 +360,46 @@ class Study:
         What `work` returns goes into the manifest line. Folders in `work`'s folder (checkpoints)
         are removed at the end.
         """
-        if self.state(name) == "done":
+        if first(lambda: self.state(name)) == "done":
             return
         step = self.step(name)
         with self._making(step) as (partial, record):
-            with _writing(partial):
-                partial.mkdir(parents=True, exist_ok=True)
+            first(lambda: _make_folder(partial))
             record |= work(partial)
-            target = self.path / name
-            old = target.with_name(target.name + ".replaced")
-            shutil.rmtree(old, ignore_errors=True)
-            for leftover in [p for p in partial.iterdir() if p.is_dir()]:
-                shutil.rmtree(leftover)
-            if target.exists():
-                target.rename(old)
-            partial.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
+            first(lambda: _replace_folder(self.path / name, partial))
 
     @contextmanager
     def _making(self, step: Step) -> Iterator[tuple[Path, Row]]:
         """Hold the lock, check the inputs, and write the manifest line at the end."""
-        with self._lock(step):
-            states = self.states()
-            for name in step.inputs:
-                if states[name] == "not made" or states[name] == "interrupted":
-                    raise SrkitError(self.missing(self.step(name)))
-                if states[name] != "done":
-                    raise SrkitError(
-                        f"{step.name} needs {name}, which is {states[name]}. Run notebook "
-                        f"{self.step(name).notebook} again, or `srkit run --study {self.path}`."
-                    )
-            if expected := self.expected(step):
-                log.info("%s", _announced(step.name, expected))
+        with ExitStack() as held:
+            partial = first(lambda: self._begin(step, held))
             began, record = time.monotonic(), {}
-            partial = self._partial(step)
-            with _writing(partial):
-                partial.parent.mkdir(parents=True, exist_ok=True)
             yield partial, record
             record.setdefault("seconds", time.monotonic() - began)
-            self._record(step, record)
-            for litter in self._partials(step):
-                shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+            first(lambda: self._end(step, record))
+
+    def _begin(self, step: Step, held: ExitStack) -> Path:
+        """Where work in progress lies, once the lock is `held` and the inputs are there."""
+        held.enter_context(self._lock(step))
+        states = self.states()
+        for name in step.inputs:
+            if states[name] == "not made" or states[name] == "interrupted":
+                raise SrkitError(self.missing(self.step(name)))
+            if states[name] != "done":
+                raise SrkitError(
+                    f"{step.name} needs {name}, which is {states[name]}. Run notebook "
+                    f"{self.step(name).notebook} again, or `srkit run --study {self.path}`."
+                )
+        if expected := self.expected(step):
+            log.info("%s", _announced(step.name, expected))
+        partial = self._partial(step)
+        _make_folder(partial.parent)
+        return partial
+
+    def _end(self, step: Step, record: Row) -> None:
+        self._record(step, record)
+        for litter in self._partials(step):
+            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
 
     @contextmanager
     def _lock(self, step: Step) -> Iterator[None]:
@@ -501,6 +504,23 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+def _make_folder(path: Path) -> None:
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _replace_folder(target: Path, partial: Path) -> None:
+    """Let a finished folder take its place; folders in it (checkpoints) go."""
+    old = target.with_name(target.name + ".replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    for leftover in [p for p in partial.iterdir() if p.is_dir()]:
+        shutil.rmtree(leftover)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Say what to do where the disk is full or cannot be written."""
@@ -536,6 +556,7 @@ def provenance() -> Row:
     return {
         "commit": _commit(),
         "machine": machine,
+        "processes": world(),
         "python": platform.python_version(),
         "versions": versions,
     }
@@ -575,7 +596,7 @@ def _used(step: Step, records: dict[str, Row]) -> Row:
     return {o: s for n in step.inputs for o, s in records[n]["outputs"].items()}
 
 
-_BAR = {"unit": "item", "mininterval": 2.0, "delay": 2.0}
+_BAR = {"unit": "item", "mininterval": 2.0, "delay": 2.0, "disable": rank() > 0}
 
 
 def _sha256(path: Path) -> str:

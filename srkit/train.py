@@ -17,6 +17,9 @@ Surprising decisions:
 - Adapters are trained in float32 even on a 4-bit base: TRL rounds them to bfloat16, which is
   coarser than the updates at the paper's learning rates.
 - A run that was killed goes on from its last whole checkpoint and ends with the same bytes.
+- Several processes (`srkit.distributed`) share a batch of the same examples as one process has:
+  blank examples of weight 0 fill up the last one, and a micro-batch draws its dropout from what
+  is in it. What differs is the order of sums.
 
     python -c "from srkit.train import *; from srkit.tiny import tiny_tokenizer; print( \\
         loss_mask_table(tiny_tokenizer(), Example([{'role': 'user', 'content': 'Hi'}], 'Hello')))"
@@ -37,11 +40,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
-import trl.trainer.dpo_trainer
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
@@ -52,9 +53,9 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import use_adapter
 
 from srkit.config import SrkitError
+from srkit.distributed import first, rank, share, together, world
 from srkit.logps import IGNORED, completion_logps, fast_training, pack
 from srkit.models import (
-    Conversation,
     Policy,
     attach_adapter,
     encode_completion,
@@ -64,6 +65,8 @@ from srkit.models import (
     release,
     save_adapter,
 )
+from srkit.prompts import Conversation
+from srkit.study import derive_seed
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft
@@ -188,6 +191,28 @@ def planned_steps(rows: int, settings: Sft | Dpo) -> int:
     return steps
 
 
+def shared_batch(settings: Sft | Dpo) -> tuple[int, int]:
+    """Examples of a micro-batch, and micro-batches per update, of each process.
+
+    The batch is the same for any number of processes. Raises: SrkitError if they cannot share it.
+    """
+    each, left = divmod(settings.batch_size, world())
+    micro = min(settings.micro_batch, each)
+    if left:
+        fair = [n for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0]
+        raise SrkitError(
+            f"{world()} processes cannot share batch_size = {settings.batch_size} evenly. Start "
+            f"{', '.join(map(str, fair))} of them, or choose a batch_size that {world()} divides."
+        )
+    if each % micro:
+        legal = [n for n in range(1, each + 1) if each % n == 0]
+        raise SrkitError(
+            f"Each of {world()} processes has {each} examples of a batch of {settings.batch_size}, "
+            f"which micro_batch = {micro} does not divide. Set it to {', '.join(map(str, legal))}."
+        )
+    return micro, each // micro
+
+
 def _lengths(row: Row) -> tuple[int, int, int]:
     """Longest sequence of a row, all its tokens, those with a loss."""
     if "labels" in row:
@@ -294,12 +319,13 @@ def _arguments(
 ) -> Any:
     """Settings in TRL's words. What is not said here is TRL's default (AdamW without decay)."""
     device, dtype = placement(cfg)
+    micro, accumulated = shared_batch(settings)
     auto = "paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused"
     arguments = kind(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulated,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.final_learning_rate_ratio},
@@ -310,6 +336,8 @@ def _arguments(
         fp16=dtype == torch.float16,
         use_cpu=device == "cpu",
         dataloader_pin_memory=device == "cuda",
+        ddp_find_unused_parameters=False,  # every step uses the whole adapter
+        remove_unused_columns=False,
         max_length=None,
         save_strategy="steps",
         save_steps=settings.save_steps,
@@ -334,9 +362,19 @@ def _trainer(
         model=policy.model,
         args=_arguments(kind.config, cfg, settings, *where, **kind.options(settings)),
         data_collator=kind.collate,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows if world() == 1 else _with_blank(rows)),
         processing_class=policy.tokenizer,
     )
+
+
+def _with_blank(rows: list[Row]) -> list[Row]:
+    """Rows of weight 1, and at the end one of weight 0, the shortest, that fills up batches."""
+    blank = min(rows, key=lambda row: _lengths(row)[0])
+    return [*({**row, "weight": 1.0} for row in rows), {**blank, "weight": 0.0}]
+
+
+def _weights(rows: list[Row]) -> torch.Tensor:
+    return torch.tensor([row.get("weight", 1.0) for row in rows])  # (rows,)
 
 
 def _train(
@@ -358,22 +396,27 @@ def _train(
             first_loss = _check_start(trainer, start) if kind is _Dpo else None
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(_Progress())
-            trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+            checkpoint = first(lambda: _last_checkpoint(folder / "checkpoints"))
+            trainer.train(resume_from_checkpoint=checkpoint)
         log = _log_rows(trainer.state.log_history)
         _check_end(policy.model, start, log)
         if kind is _Dpo:
             policy.model.delete_adapter("ref")
-        save_adapter(Policy(policy.model.eval(), policy.tokenizer, policy.name), folder)
-    # without the seconds: the same training gives the same file
-    rows_out = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
-    text = "".join(json.dumps(row) + "\n" for row in rows_out)
-    (folder / "training.jsonl").write_text(text, "utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        first(lambda: _save(policy, log, folder))
     steps, seconds = trainer.state.global_step, round(sum(row["seconds"] for row in log), 3)
     counts = _tokens_seen(rows, settings, seed, steps)
     del trainer
     gc.collect()
     return TrainingRun(steps, len(rows), given - len(rows), *counts, seconds, log, first_loss)
+
+
+def _save(policy: Policy, log: list[Row], folder: Path) -> None:
+    save_adapter(Policy(policy.model.eval(), policy.tokenizer, policy.name), folder)
+    # without the seconds: the same training gives the same file
+    rows_out = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
+    text = "".join(json.dumps(row) + "\n" for row in rows_out)
+    (folder / "training.jsonl").write_text(text, "utf-8")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 # --- what must hold ----------------------------------------------------------------------------
@@ -477,6 +520,7 @@ class _Progress(TrainerCallback):
             desc="training",
             unit="step",
             mininterval=2.0,
+            disable=rank() > 0,
         )
         self.since = time.monotonic()
 
@@ -493,28 +537,54 @@ class _Progress(TrainerCallback):
 
 
 class _Order(Sampler):
-    """`epoch_order` as a sampler; accelerate announces the epochs."""
+    """`epoch_order` as a sampler; accelerate announces the epochs, and deals out micro-batches.
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+    Blanks, the row after the last one, fill up to a multiple of `fill` rows.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, fill: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.blanks = [len(lengths)] * (-len(lengths) % fill)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
+        order = epoch_order(self.lengths, self.batch_size, self.seed, self.epoch)
+        return iter(order + self.blanks)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + len(self.blanks)
 
 
 class _Local:
-    """What both trainers do our way: our order, our forward pass, no telemetry."""
+    """What both trainers do our way: our order, our forward pass, no telemetry.
+
+    `items` of a micro-batch is what its loss is a mean over: trained tokens, or pairs. Each process
+    divides by its part of the whole batch's, since DDP takes the mean of the processes' gradients.
+    """
+
+    loss_is_scaled_for_ga = True
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _Order:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return _Order([_lengths(row)[0] for row in rows], batch_size, self.args.seed)
+        lengths = [_lengths(row)[0] for row in rows if row.get("weight", 1.0)]
+        processes, micro = self.args.world_size, self.args.per_device_train_batch_size
+        batch_size = micro * self.args.gradient_accumulation_steps * processes
+        fill = micro * processes if processes > 1 else 1
+        return _Order(lengths, batch_size, self.args.seed, fill)
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Row], torch.Tensor]:
+        """The micro-batches of an update, and its items divided by the number of processes."""
+        batches, _ = super().get_batch_samples(*args)
+        items = torch.stack([batch["items"] for batch in batches]).sum().to(self.args.device)
+        return batches, self.accelerator.gather(items).sum() / self.args.world_size
+
+    def training_step(self, model: torch.nn.Module, inputs: Row, *args: Any) -> torch.Tensor:
+        # Whoever computes a micro-batch draws the same dropout.
+        place = self.args.seed, self.state.global_step, str(inputs["input_ids"].tolist())
+        torch.manual_seed(derive_seed(*place))
+        return super().training_step(model, inputs, *args)
 
     def _send_telemetry(self) -> None:
         pass
@@ -529,17 +599,18 @@ class _Sft(_Local, SFTTrainer):
 
     @staticmethod
     def collate(rows: list[Row]) -> Row:
-        """A micro-batch. The trainer counts its labels if there is a key of that name."""
+        """A micro-batch."""
         starts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
-        ids = [row["input_ids"] for row in rows]
+        ids, weights = [row["input_ids"] for row in rows], _weights(rows)
         batch = pack([(i[:start], [i[start:]]) for i, start in zip(ids, starts, strict=True)])
-        return batch | {"labels": batch["shift_labels"]}
+        trained = torch.tensor([len(i) - start for i, start in zip(ids, starts, strict=True)])
+        return batch | {"weights": weights, "items": (weights * trained).sum()}
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Row, *_: Any, num_items_in_batch: torch.Tensor
     ) -> torch.Tensor:
         """This micro-batch's part of the mean over the trained tokens of the whole batch."""
-        return -completion_logps(model, inputs).sum() / num_items_in_batch
+        return -(inputs["weights"] * completion_logps(model, inputs)).sum() / num_items_in_batch
 
 
 class _Dpo(_Local, DPOTrainer):
@@ -559,30 +630,50 @@ class _Dpo(_Local, DPOTrainer):
         if "ref_chosen_logps" in rows[0]:
             names = ("ref_chosen_logps", "ref_rejected_logps")
             batch["reference"] = torch.tensor([[row[name] for name in names] for row in rows])
-        return batch
+        weights = _weights(rows)
+        return batch | {"weights": weights, "items": weights.sum()}
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **more: Any) -> Dataset:
         return dataset  # tokenised already; TRL has no switch for that here
 
-    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Row) -> Any:
-        model.eval()  # the copy that TRL has just made is in training mode, with dropout
-        with torch.no_grad(), use_adapter(model, "ref"), self.accelerator.autocast():
-            return completion_logps(model, inputs).view(-1, 2).unbind(1)
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Add the reference's log-probabilities; TRL's own keeps them in a file of one process."""
+        starts = share(range(0, len(dataset), batch_size))
+        parts = [range(i, min(i + batch_size, len(dataset))) for i in starts]
+        found = together(lambda: [self._reference(dataset.select(part)) for part in parts])
+        logps = torch.cat([logps for theirs in found for logps in theirs])  # (pairs, 2)
+        for i, side in enumerate(("chosen", "rejected")):
+            dataset = dataset.add_column(f"ref_{side}_logps", logps[:, i].tolist())
+        return dataset
+
+    def _reference(self, rows: Dataset) -> torch.Tensor:
+        self.model.eval()  # the copy that TRL has just made is in training mode, with dropout
+        inputs = send_to_device(self.collate(list(rows)), self.accelerator.device)
+        with torch.no_grad(), use_adapter(self.model, "ref"), self.accelerator.autocast():
+            return completion_logps(self.model, inputs).view(-1, 2).cpu()
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: Row, *_: Any, **more: Any
+        self,
+        model: torch.nn.Module,
+        inputs: Row,
+        *_: Any,
+        num_items_in_batch: torch.Tensor | None = None,
+        **more: Any,
     ) -> torch.Tensor:
-        """Mean of `preference_loss` over the pairs of a micro-batch."""
+        """This micro-batch's part of the mean of `preference_loss` over the whole batch's pairs."""
         logps = completion_logps(model, inputs).view(-1, 2)  # (pairs, 2): chosen, rejected
-        reference = inputs["reference"]  # (pairs, 2)
+        reference, weights = inputs["reference"], inputs["weights"]  # (pairs, 2), (pairs,)
         loss = preference_loss(*logps.unbind(1), *reference.unbind(1), self.beta)
         logps = logps.detach()
-        margins = self.beta * (logps - reference).diff(dim=1).neg()  # (pairs, 1)
-        values = (margins > 0).float(), margins, logps[:, 0], logps[:, 1]
+        margins = self.beta * (logps - reference).diff(dim=1).neg().squeeze(1)  # (pairs,)
+        values = torch.stack([(margins > 0).float(), margins, *logps.unbind(1)], dim=1)
         names = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-        for name, value in zip(names, values, strict=True):
-            self._metrics["train" if model.training else "eval"][name].append(value.mean().item())
-        return loss.mean()
+        metrics = self._metrics["train" if model.training else "eval"]
+        for row in gather_object(values[weights > 0].tolist()):
+            for name, value in zip(names, row, strict=True):
+                metrics[name].append(value)
+        items = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        return (weights * loss).sum() / items
 
 
 @contextmanager
@@ -601,8 +692,7 @@ def _quiet_and_deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes nothing
     try:
-        with patch.object(trl.trainer.dpo_trainer, "tqdm", lambda iterable, **_: iterable):
-            yield
+        yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=was_warn)
         torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,0 +1,58 @@
+"""The series without its notebooks: which function makes which step of the plan.
+
+`srkit make` goes through the plan in order; the notebooks call the same functions and then find
+the steps finished.
+
+    python -c "from srkit import series, study; \\
+        series.make_step(study.Study.open('runs/first'), 'seed/ift')"
+"""
+
+from __future__ import annotations
+
+from srkit import dpo, evaluate, instruct, judge, metrics, pairs, seed, sft
+from srkit.report import make_report
+from srkit.study import Study
+
+OF_STUDY = {
+    "seed/ift": seed.make_seed,
+    "seed/eft": seed.make_seed,
+    "seed/eft_eval": seed.make_seed,
+    "seed/test_prompts": seed.make_seed,
+    "baseline/adapter": sft.make_baseline,
+    "baseline/eft_judgements": judge.make_eft_targets,
+    "seed/eft_targets": judge.make_eft_targets,
+    "M1/adapter": sft.make_m1,
+    "referee/comparisons": evaluate.make_referee_comparisons,
+    "metrics/reward_accuracy": metrics.make_reward_accuracy,
+    "metrics/length_drift": metrics.make_length_drift,
+    "metrics/win_rates": metrics.make_win_rates,
+    "report": make_report,
+}
+OF_ITERATION = {
+    "prompts": instruct.make_prompts,
+    "candidates": pairs.make_candidates,
+    "judgements": judge.judge_candidates,
+    "pairs": pairs.make_pairs,
+    "adapter": dpo.make_dpo,
+}
+OF_MODEL = {
+    "judgements": judge.judge_held_out,
+    "responses": evaluate.make_responses,
+    "comparisons": evaluate.make_comparisons,
+}
+
+
+def make_step(study: Study, name: str) -> None:
+    """Make one step of a study, unless it is finished; its inputs have to be.
+
+    Raises: SrkitError if there is no such step, or it cannot be made.
+    """
+    step = study.step(name)
+    owner, _, what = name.rpartition("/")
+    if name in OF_STUDY:
+        OF_STUDY[name](study)
+    elif "/iter-" in owner or what == "adapter":
+        arm, _, iteration = step.notebook.partition("-")[2].rpartition("-")
+        OF_ITERATION[what](study, arm, int(iteration))
+    else:
+        OF_MODEL[what](study, owner)
