@@ -86,7 +86,9 @@ FULL = {
     "generate": Size(8, samples=4, tokens=96, batch=8, single=4, sweep=(8, 16, 32, 64, 128)),
 }
 SWEEP_TOKENS = 16
-GROWING_PROMPTS = (32, 128)  # `full` only: peak memory must not follow the number of prompts
+# `full` only: peak memory must not follow the number of prompts, once all rows of a batch are
+# taken, which are 64 for each core.
+GROWING_PROMPTS = (128, 256)
 
 
 # --- contestants ---------------------------------------------------------------------------------
