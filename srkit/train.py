@@ -18,8 +18,8 @@ Surprising decisions:
   coarser than the updates at the paper's learning rates.
 - A run that was killed goes on from its last whole checkpoint and ends with the same bytes.
 - Several processes (`srkit.distributed`) share a batch of the same examples as one process has:
-  blank examples of weight 0 fill up the last one, and a micro-batch draws its dropout from what
-  is in it. What differs is the order of sums.
+  a blank example of weight 0 stands in where one has none left, and a micro-batch draws its
+  dropout by what is in it. With the same micro_batch only the order of sums differs.
 
     python -c "from srkit.train import *; from srkit.tiny import tiny_tokenizer; print( \\
         loss_mask_table(tiny_tokenizer(), Example([{'role': 'user', 'content': 'Hi'}], 'Hello')))"
@@ -368,13 +368,15 @@ def _trainer(
 
 
 def _with_blank(rows: list[Row]) -> list[Row]:
-    """Rows of weight 1, and at the end one of weight 0, the shortest, that fills up batches."""
+    """Rows of weight 1, and at the end one of weight 0, the shortest, for who has no other."""
     blank = min(rows, key=lambda row: _lengths(row)[0])
     return [*({**row, "weight": 1.0} for row in rows), {**blank, "weight": 0.0}]
 
 
-def _weights(rows: list[Row]) -> torch.Tensor:
-    return torch.tensor([row.get("weight", 1.0) for row in rows])  # (rows,)
+def _weighed(rows: list[Row]) -> tuple[list[Row], torch.Tensor]:
+    """The rows of a micro-batch without blanks, or one blank if there is nothing else; weights."""
+    rows = [row for row in rows if row.get("weight", 1.0)] or rows[:1]
+    return rows, torch.tensor([row.get("weight", 1.0) for row in rows])  # (rows,)
 
 
 def _train(
@@ -600,8 +602,9 @@ class _Sft(_Local, SFTTrainer):
     @staticmethod
     def collate(rows: list[Row]) -> Row:
         """A micro-batch."""
+        rows, weights = _weighed(rows)
         starts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
-        ids, weights = [row["input_ids"] for row in rows], _weights(rows)
+        ids = [row["input_ids"] for row in rows]
         batch = pack([(i[:start], [i[start:]]) for i, start in zip(ids, starts, strict=True)])
         trained = torch.tensor([len(i) - start for i, start in zip(ids, starts, strict=True)])
         return batch | {"weights": weights, "items": (weights * trained).sum()}
@@ -624,13 +627,13 @@ class _Dpo(_Local, DPOTrainer):
     @staticmethod
     def collate(rows: list[Row]) -> Row:
         """A micro-batch. `reference`: log-probabilities, (pairs, 2), once they are computed."""
+        rows, weights = _weighed(rows)
         batch = pack(
             [(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
         )
         if "ref_chosen_logps" in rows[0]:
             names = ("ref_chosen_logps", "ref_rejected_logps")
             batch["reference"] = torch.tensor([[row[name] for name in names] for row in rows])
-        weights = _weights(rows)
         return batch | {"weights": weights, "items": weights.sum()}
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **more: Any) -> Dataset:
@@ -642,6 +645,7 @@ class _Dpo(_Local, DPOTrainer):
         parts = [range(i, min(i + batch_size, len(dataset))) for i in starts]
         found = together(lambda: [self._reference(dataset.select(part)) for part in parts])
         logps = torch.cat([logps for theirs in found for logps in theirs])  # (pairs, 2)
+        logps = functional.pad(logps, (0, 0, 0, len(dataset) - len(logps)))  # 0 for a blank
         for i, side in enumerate(("chosen", "rejected")):
             dataset = dataset.add_column(f"ref_{side}_logps", logps[:, i].tolist())
         return dataset
