@@ -15,6 +15,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -326,44 +327,39 @@ bench = typer.Typer(
     help="Hold the kit against other ways: do engines agree, and how fast are they?",
 )
 app.add_typer(bench, name="bench")
-PresetOption = Annotated[str, typer.Option(help="The model is this preset's.")]
+BenchPreset = Annotated[str, typer.Option(help="The model is this preset's.")]
 RoundsOption = Annotated[int, typer.Option(min=1, help="Turns; of each the best is kept.")]
 FullOption = Annotated[bool, typer.Option(help="Larger sizes: two to three minutes a round.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The whole record as JSON.")]
 FolderOption = Annotated[Path | None, typer.Option(help="Instead of data/benchmarks.")]
 
 
-@bench.command("judge")
-def bench_judge(
-    preset: PresetOption = "cpu",
-    rounds: RoundsOption = 2,
-    full: FullOption = False,
-    json_: JsonOption = False,
-    folder: FolderOption = None,
-) -> None:
-    """Judgements: long prompts with one rubric, K samples of each."""
-    from srkit.bench import measure_generation
+def _generation(kind: str) -> Callable[..., None]:
+    def measure(
+        preset: BenchPreset = "cpu",
+        rounds: RoundsOption = 2,
+        full: FullOption = False,
+        json_: JsonOption = False,
+        folder: FolderOption = None,
+    ) -> None:
+        from srkit.bench import measure_generation
 
-    _show(measure_generation("judge", preset, rounds, full), json_, folder)
+        _show(measure_generation(kind, preset, rounds, full), json_, folder)
+
+    return measure
 
 
-@bench.command("generate")
-def bench_generate(
-    preset: PresetOption = "cpu",
-    rounds: RoundsOption = 2,
-    full: FullOption = False,
-    json_: JsonOption = False,
-    folder: FolderOption = None,
-) -> None:
-    """Candidates: short prompts, N samples of each."""
-    from srkit.bench import measure_generation
-
-    _show(measure_generation("generate", preset, rounds, full), json_, folder)
+bench.command("judge", help="Judgements: long prompts with one rubric, K samples of each.")(
+    _generation("judge")
+)
+bench.command("generate", help="Candidates: short prompts, N samples of each.")(
+    _generation("generate")
+)
 
 
 @bench.command("train")
 def bench_train(
-    preset: PresetOption = "cpu",
+    preset: BenchPreset = "cpu",
     rounds: RoundsOption = 1,
     full: FullOption = False,
     json_: JsonOption = False,
