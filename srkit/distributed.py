@@ -11,7 +11,7 @@ Surprising decisions:
   process that is gone. In training, where the processes meet in DDP, the launcher ends the others.
 - Shares are consecutive and fixed beforehand, so that rows come in order and can be made again.
 
-    torchrun --nproc-per-node 2 -m srkit.cli make --preset tiny --study runs/two
+    torchrun --standalone --nproc-per-node 2 -m srkit.cli make --preset tiny --study runs/two
 """
 
 from __future__ import annotations
