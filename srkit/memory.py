@@ -29,6 +29,7 @@ ROWS = {"cpu": 64, "cuda": 256}  # the most that srkit.generate writes at once i
 ROWS_EACH = 16  # for which it takes another process on a CPU
 CACHE_SHARE = 0.7  # of free memory, for caches and logits
 PREFILL = 2048  # tokens of prompts in one of its forward passes
+HEAD = 2**24  # logits at once in training on a CPU
 LOGITS = 16  # bytes per row and word of the vocabulary while a token is drawn
 HEAP = {"cpu": 1.75, "cuda": 1.1}  # measured peak over what tensors need, for what comes and goes
 
@@ -215,13 +216,16 @@ def training(
 ) -> Memory:
     """While one micro-batch is trained on: `length` tokens a sequence, `labelled` with a loss.
 
-    A pair of DPO is two sequences, and its reference a second adapter. AdamW holds two moments:
-    float32, or 8 bits each. Logits are there three times: themselves, their log-softmax, its
-    gradient, in float32. With checkpointing a layer keeps its input, and one its activations.
+    A pair of DPO is a prompt and two answers, and its reference a second adapter. AdamW holds two
+    moments: float32, or 8 bits each. Logits are there three times: themselves, their log-softmax,
+    its gradient, in float32; on a CPU in parts (`srkit.logps`). With checkpointing a layer keeps
+    its input, and one its activations.
     """
     pairs = isinstance(settings, Dpo)
-    sequences = settings.micro_batch * (2 if pairs else 1)
-    item, tokens, adapter = ITEM[dtype], sequences * length, shape.adapter_parameters(model)
+    answers = settings.micro_batch * labelled * (2 if pairs else 1)
+    tokens = settings.micro_batch * (length - labelled) + answers
+    item, adapter = ITEM[dtype], shape.adapter_parameters(model)
+    logits = shape.vocab * answers
     layer = layer_activations(shape, model.lora_rank, length)
     kept = layer * shape.layers
     if settings.gradient_checkpointing:
@@ -232,7 +236,7 @@ def training(
         weights=weights(shape, item, model.quantization),
         adapter=4 * adapter * (2 if pairs else 1),
         activations=HEAP[device] * kept * item * tokens,
-        logits=3 * 4 * shape.vocab * sequences * labelled,
+        logits=3 * 4 * (min(logits, HEAD) if device == "cpu" else logits),
         gradients=4 * adapter,
         optimizer=(2 if eight else 8) * adapter,
     )

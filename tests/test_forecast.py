@@ -64,13 +64,15 @@ def test_training_memory_by_hand():
     assert less.activations == memory.HEAP["cpu"] * (8 * 2 + 170) * 4 * 20
 
 
-def test_dpo_trains_two_sequences_a_pair_and_holds_a_second_adapter():
+def test_dpo_trains_a_prompt_and_two_answers_a_pair_and_holds_a_second_adapter():
     config = resolve("cpu")
     sft, dpo = (
         memory.training(SHAPES["smollm2-135m"], config.model, s, "cpu", "float32", 200, 50)
         for s in (config.sft, config.dpo)
     )
-    assert dpo.activations == 2 * sft.activations
+    assert dpo.activations == sft.activations * 250 / 200
+    assert sft.logits == 3 * 4 * 49152 * 4 * 50
+    assert dpo.logits == 3 * 4 * memory.HEAD, "in parts"
     assert dpo.adapter == 2 * sft.adapter
     assert dpo.optimizer == sft.optimizer
 
@@ -193,8 +195,9 @@ def test_activations_are_what_autograd_saves(trained):
 
 
 def test_the_engines_limits_are_the_forecasts():
-    from srkit import generate
+    from srkit import generate, logps
 
+    assert memory.HEAD == logps.LOGITS
     assert memory.ROWS == generate.ROW_LIMIT
     assert memory.ROWS_EACH == generate.ROWS_EACH
     assert memory.PREFILL == generate.PREFILL_TOKENS
