@@ -50,7 +50,9 @@ Ids = tuple[int, ...]
 NOWHERE = 2**30  # position of a column that holds nothing: after every real position
 ROW_LIMIT = {"cpu": 64, "cuda": 256}  # beyond it more rows hardly raise tokens per second
 MEMORY_SHARE = 0.7  # of free memory, for caches and logits; the rest is for activations
-PREFILL_TOKENS = 2048  # new ones in one forward pass, which may read four times as many
+# Of prompts in one forward pass, which may read four times as many. With more, what a layer hands
+# on leaves the cache: on one core 1024 read 9 % faster than 2048, and 34 % faster than 4096.
+PREFILL_TOKENS = 1024
 OPTION_LOGITS = 256  # positions in one forward pass that need logits over the vocabulary
 ROWS_EACH = 16  # that pay for a process of their own
 TOKENS_EACH = 1024  # of prompts that only want scores
