@@ -446,7 +446,6 @@ def test_the_engine_counts_into_its_study(refereed):
 
 # --- real servers --------------------------------------------------------------------------------
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [
     user("Name three primary colours."),
     user("Why is the sky blue? Answer in one sentence."),
@@ -496,10 +495,10 @@ SERVERS = {"llama.cpp": llama_cpp, "vllm": vllm}
 
 
 def weights() -> Path:
-    from srkit.models import load_policy
+    """The folder of the embedded model's weights."""
+    from srkit.models import _source
 
-    load_policy(Model())  # unpacks them, once
-    return (ROOT / Model().cache / Model().name).resolve()
+    return Path(_source(Model())).resolve()
 
 
 def unpacked_gguf(target: Path) -> Path:
