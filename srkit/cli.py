@@ -33,8 +33,6 @@ app = typer.Typer(
     help="A reproducible study of Self-Rewarding Language Models, as numbered notebooks.",
 )
 StudyArgument = Annotated[Path, typer.Argument(help="The study's folder, e.g. runs/first.")]
-
-
 StudyOption = Annotated[Path, typer.Option(help="Folder of the study.")]
 PresetOption = Annotated[str, typer.Option(help="Settings of a new study: tiny, cpu, ...")]
 SetOption = Annotated[
@@ -46,6 +44,7 @@ ArmOption = Annotated[
 IterationsOption = Annotated[int | None, typer.Option(help="2: M1 to M3.")]
 ChangeOption = Annotated[bool, typer.Option(help="Let new settings replace the study's own.")]
 FIRST = Path("runs/first")
+KEPT = "What was made is kept; the same command goes on from there."
 
 
 @app.command()
@@ -66,8 +65,7 @@ def run(
             "Notebooks run in one process. Under a launcher use `srkit make`, which makes the same "
             "steps; `srkit run`, without a launcher, then executes the notebooks and finds them."
         )
-    overrides = [*(set_ or []), *([] if iterations is None else [f"iterations={iterations}"])]
-    opened = Study.open(study, preset, shlex.join(overrides), arm, change)
+    opened = Study.open(study, preset, _overrides(set_, iterations), arm, change)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
@@ -95,8 +93,8 @@ def make(
     from srkit.series import make_step
     from srkit.study import Study
 
-    overrides = [*(set_ or []), *([] if iterations is None else [f"iterations={iterations}"])]
-    opened = first(lambda: Study.open(study, preset, shlex.join(overrides), arm, change))
+    overrides = _overrides(set_, iterations)
+    opened = first(lambda: Study.open(study, preset, overrides, arm, change))
     for name in step or opened.steps:
         began, state = time.monotonic(), first(lambda name=name: opened.state(name))
         if state != "done":
@@ -104,6 +102,11 @@ def make(
             state = f"made in {time.monotonic() - began:.1f} s ({state})"
         if rank() == 0:
             typer.echo(f"  {name}: {state}")
+
+
+def _overrides(settings: list[str] | None, iterations: int | None) -> str:
+    count = [] if iterations is None else [f"iterations={iterations}"]
+    return shlex.join([*(settings or []), *count])
 
 
 def _look_ahead(study) -> dict[str, str]:
@@ -206,9 +209,7 @@ def _closing(path: Path) -> str:
 def forecast(
     preset: Annotated[str, typer.Option(help="Settings of a study to come: tiny, cpu, ...")] = "",
     study: Annotated[Path | None, typer.Option(help="A study that is there.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, e.g. dpo.beta=0.2. Repeatable.")
-    ] = None,
+    set_: SetOption = None,
     json_: Annotated[bool, typer.Option("--json", help="As JSON, with all parts.")] = False,
 ) -> None:
     """Say what a study will take; measures this machine once, under a minute. Exit 1: no room."""
@@ -334,41 +335,35 @@ JsonOption = Annotated[bool, typer.Option("--json", help="The whole record as JS
 FolderOption = Annotated[Path | None, typer.Option(help="Instead of data/benchmarks.")]
 
 
-def _generation(kind: str) -> Callable[..., None]:
-    def measure(
+WORKLOADS = {
+    "judge": "Judgements: long prompts with one rubric, K samples of each.",
+    "generate": "Candidates: short prompts, N samples of each.",
+    "train": "DPO on short pairs, against TRL's defaults.",
+}
+
+
+def _measures(kind: str) -> Callable[..., None]:
+    def command(
         preset: BenchPreset = "cpu",
-        rounds: RoundsOption = 2,
+        rounds: RoundsOption = 1 if kind == "train" else 2,
         full: FullOption = False,
         json_: JsonOption = False,
         folder: FolderOption = None,
     ) -> None:
-        from srkit.bench import measure_generation
+        from srkit import bench, bench_train
 
-        _show(measure_generation(kind, preset, rounds, full), json_, folder)
+        if kind == "train":
+            record = bench_train.measure_training(preset, rounds, full)
+        else:
+            record = bench.measure_generation(kind, preset, rounds, full)
+        bench.append(record, folder or bench.FOLDER)
+        typer.echo(json.dumps(record, indent=1) if json_ else bench.render(record))
 
-    return measure
-
-
-bench.command("judge", help="Judgements: long prompts with one rubric, K samples of each.")(
-    _generation("judge")
-)
-bench.command("generate", help="Candidates: short prompts, N samples of each.")(
-    _generation("generate")
-)
+    return command
 
 
-@bench.command("train")
-def bench_train(
-    preset: BenchPreset = "cpu",
-    rounds: RoundsOption = 1,
-    full: FullOption = False,
-    json_: JsonOption = False,
-    folder: FolderOption = None,
-) -> None:
-    """DPO on short pairs, against TRL's defaults."""
-    from srkit.bench_train import measure_training
-
-    _show(measure_training(preset, rounds, full), json_, folder)
+for _kind, _about in WORKLOADS.items():
+    bench.command(_kind, help=_about)(_measures(_kind))
 
 
 @bench.command("table")
@@ -384,13 +379,6 @@ def bench_table(
         typer.echo(text)
     else:
         put(text, write)
-
-
-def _show(record: dict, json_: bool, folder: Path | None) -> None:
-    from srkit.bench import FOLDER, append, render
-
-    append(record, folder or FOLDER)
-    typer.echo(json.dumps(record, indent=1) if json_ else render(record))
 
 
 @bench.command("parity")
@@ -444,9 +432,6 @@ def main() -> None:
             "Another process of this run has ended. If it does not say why, it was killed, most "
             f"likely for want of memory: see the launcher's last lines. {KEPT}"
         )
-
-
-KEPT = "What was made is kept; the same command goes on from there."
 
 
 def _stop(why: str) -> None:

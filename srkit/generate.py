@@ -12,6 +12,8 @@ Surprising decisions:
 - Finished rows leave the batch and waiting prompts enter. A draw depends on the row's seed and
   the step alone, and inverts the distribution in the order of token ids, so that other company
   in the batch can change a token only where float rounding moves a boundary across the draw.
+- On a CPU the rows of a call are dealt out to forked processes (`srkit.parallel`), which have the
+  model and the shared prefix already.
 - For the length of a call linear layers are replaced by copies: fp32 on a CPU in oneDNN's blocked
   layout (half the time at 32 rows) with plain LoRA merged in, which is exact up to rounding; NF4
   dequantised where memory allows, LoRA kept apart. The policy itself is never changed.
@@ -31,6 +33,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import psutil
@@ -62,14 +65,16 @@ ROW_WORK = 512  # columns of attention that take about as long as a row's matrix
 
 @dataclass(frozen=True)
 class HfEngine:
-    """The engine of this module, as steps know engines."""
+    """The functions of this module as an `srkit.engine.Engine`."""
 
     policy: Policy
 
-    def sample(self, *question) -> list[list[Completion]]:
+    def sample(self, *question: Any) -> list[list[Completion]]:
+        """As the function, of the policy."""
         return sample(self.policy, *question)
 
-    def score_options(self, *question) -> np.ndarray:
+    def score_options(self, *question: Any) -> np.ndarray:
+        """As the function, of the policy."""
         return score_options(self.policy, *question)
 
 
