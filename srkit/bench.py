@@ -87,8 +87,8 @@ FULL = {
 }
 SWEEP_TOKENS = 16
 # `full` only: peak memory must not follow the number of prompts, once all rows of a batch are
-# taken, which are 64 for each core.
-GROWING_PROMPTS = (128, 256)
+# taken, which are 64 for each core, and the heaps have seen prompts of all lengths.
+GROWING_PROMPTS = (384, 768)
 
 
 # --- contestants ---------------------------------------------------------------------------------
