@@ -38,6 +38,7 @@ from srkit import reward_accuracy as accuracy
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKS = "osD^vPX"
 WIN, TIE, LOSS = "#009E73", "#A6D8F0", "#D55E00"
 
 STYLE = {
@@ -416,6 +417,49 @@ def constraint_pass_rates(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@drawing(constraints.CONTROLS, "no answer was scored by the oracle")
+def controls(table: pd.DataFrame) -> Figure:
+    """The oracle's score of each arm's models, and the change from the model the arm started from.
+
+    `table` is `constraints.oracle_scores`.
+    """
+    figure = Plate(figsize=(PAGE, 2.7))
+    level, change = figure.subplots(1, 2, width_ratios=[3, 2])
+    arms = list(dict.fromkeys(name.partition("/")[0] for name in table["model"] if "/" in name))
+    shifts = np.linspace(-0.18, 0.18, len(arms)) if len(arms) > 1 else [0.0]
+    for arm, shift, colour, mark in zip(arms, shifts, _cycle(len(arms)), MARKS, strict=False):
+        _walk(level, change, table, arm, shift, {"colour": colour, "marker": mark})
+    change.axhline(0, color=PAPER_GREY, ls="--")
+    last = table["model"].str.partition("/")[0].isin(arms).sum() // max(len(arms), 1)
+    names = ["start", *(f"M{t + 1}" for t in range(1, last + 1))]
+    for axes, first in ((level, 0), (change, 1)):
+        axes.set_xticks(range(first, last + 1), names[first:])
+        axes.set_xlim(first - 0.5, last + 0.5)
+        axes.grid(False, axis="x")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    level.set(title="The oracle's score on the test prompts", ylabel="constraints met")
+    change.set(title="Change from the start, same prompts", ylabel="points")
+    figure.legend(loc="outside lower center", ncols=min(len(arms), 4))
+    starts = ", ".join(dict.fromkeys(table["reference"].dropna()))
+    n = _span(table["n"].min(), table["n"].max())
+    _caption(figure, f"n = {n} prompts per model. Start: {starts}. Bars: 95 % interval by prompt.")
+    return figure
+
+
+def _walk(
+    level: Axes, change: Axes, table: pd.DataFrame, arm: str, shift: float, style: dict[str, str]
+) -> None:
+    """One arm's models on both panels of `controls`, from where it started."""
+    mine = table[table["model"].str.startswith(f"{arm}/")]
+    walk = pd.concat([table[table["model"] == mine["reference"].iloc[0]], mine])
+    place = np.arange(len(walk)) + shift
+    level.plot(place, walk["value"], color=style["colour"], lw=0.8, alpha=0.6)
+    _dots(level, place, walk, label=arm, **style)
+    ends = {"value": "difference", "low": "difference_low", "high": "difference_high"}
+    moved = pd.DataFrame({name: mine[column] for name, column in ends.items()})
+    _dots(change, place[1:], moved, **style)
+
+
 def _style() -> Any:
     return matplotlib.style.context(["default", STYLE])
 
@@ -482,12 +526,13 @@ def _dots(
     colour: str,
     label: str | None = None,
     horizontal: bool = False,
+    marker: str = "o",
 ) -> None:
     """Values with their intervals; an undefined one leaves its place free."""
     value = rows["value"].to_numpy(float)
     reach = np.array([value - rows["low"].to_numpy(float), rows["high"].to_numpy(float) - value])
     reach = np.where(np.isfinite(reach), np.maximum(reach, 0), 0)
-    style = {"fmt": "o", "color": colour, "ecolor": colour, "elinewidth": 1, "label": label}
+    style = {"fmt": marker, "color": colour, "ecolor": colour, "elinewidth": 1, "label": label}
     if horizontal:
         axes.errorbar(value, place, xerr=reach, **style)
     else:
