@@ -481,8 +481,10 @@ class Study:
 
 def _begun(path: Path, arm: str) -> bool:
     """Whether an arm has tables; those that others copy are no sign that the paper's was begun."""
-    shared = ("prompts", "candidates") if arm == PAPER_ARM else ()
-    return any(not f.name.startswith(shared) for f in (path / arm / "iter-1").glob("*"))
+    folder = path / arm / "iter-1"
+    if arm != PAPER_ARM:
+        return folder.is_dir()
+    return any(not f.name.startswith(("prompts", "candidates")) for f in folder.glob("*"))
 
 
 def write_atomically(path: Path, text: str) -> None:
