@@ -34,6 +34,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from srkit import constraints, headtohead, health, length
 from srkit import reward_accuracy as accuracy
+from srkit.config import ARMS
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
@@ -427,8 +428,10 @@ def controls(table: pd.DataFrame) -> Figure:
     level, change = figure.subplots(1, 2, width_ratios=[3, 2])
     arms = list(dict.fromkeys(name.partition("/")[0] for name in table["model"] if "/" in name))
     shifts = np.linspace(-0.18, 0.18, len(arms)) if len(arms) > 1 else [0.0]
-    for arm, shift, colour, mark in zip(arms, shifts, _cycle(len(arms)), MARKS, strict=False):
-        _walk(level, change, table, arm, shift, {"colour": colour, "marker": mark})
+    for arm, shift in zip(arms, shifts, strict=True):
+        place = list(ARMS).index(arm)  # an arm looks the same whatever stands beside it
+        style = {"colour": COLOURS[place], "marker": MARKS[place]}
+        _walk(level, change, table, arm, shift, style)
     change.axhline(0, color=PAPER_GREY, ls="--")
     last = table["model"].str.partition("/")[0].isin(arms).sum() // max(len(arms), 1)
     names = ["start", *(f"M{t + 1}" for t in range(1, last + 1))]
@@ -439,7 +442,8 @@ def controls(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
     level.set(title="The oracle's score on the test prompts", ylabel="constraints met")
     change.set(title="Change from the start, same prompts", ylabel="points")
-    figure.legend(loc="outside lower center", ncols=min(len(arms), 4))
+    change.yaxis.set_major_formatter(PercentFormatter(1, 0, symbol=""))
+    figure.legend(loc="outside right upper")
     starts = ", ".join(dict.fromkeys(table["reference"].dropna()))
     n = _span(table["n"].min(), table["n"].max())
     _caption(figure, f"n = {n} prompts per model. Start: {starts}. Bars: 95 % interval by prompt.")

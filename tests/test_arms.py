@@ -13,7 +13,7 @@ from srkit.pairs import make_candidates
 from srkit.sft import best, positives
 from srkit.study import Study, read_jsonl
 
-SEED = ["seed/ift", "baseline/adapter", "seed/eft_targets", "M1/adapter"]
+SEED = ["baseline/adapter", "seed/eft_targets", "M1/adapter"]
 
 
 def ranked(prompts: int, responses: int = 3) -> list[dict]:
@@ -37,6 +37,7 @@ def begun(study, make):
     def begun(arms: str, overrides: str = "") -> Study:
         new = Study.open(study.path, overrides=overrides, arm=arms, change=True)
         make(new, "seed/eft", ranked(5))
+        make(new, "seed/ift", [{"id": p, "prompt": p} for p in ("Say hello.", "Count to ten.")])
         for name in SEED:
             make(new, name)
         return new

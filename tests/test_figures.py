@@ -229,7 +229,8 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
 
 
 def test_controls_start_where_the_arm_started():
-    rows = [("M1", 0.5), ("a/M2", 0.6), ("a/M3", 0.7), ("b/M2", 0.5), ("b/M3", 0.4)]
+    rows = [("M1", 0.5), ("oracle/M2", 0.6), ("oracle/M3", 0.7)]
+    rows += [("random-judge/M2", 0.5), ("random-judge/M3", 0.4)]
     table = pd.DataFrame(rows, columns=["model", "value"]).assign(n=9)
     table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1)
     table["reference"] = [None, *["M1"] * 4]
