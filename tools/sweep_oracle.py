@@ -5,6 +5,9 @@ oracle, M1 is trained on the pairs, and both models answer greedily. The prompts
 of the held-out rankings, which no model was trained on and no result of the controls is reported
 on (those are the test prompts): settings are chosen here, and measured there.
 
+`--judge random` tosses coins instead. An interval by prompt cannot see how much one draw of coins
+differs from the next; several `--draw`s can.
+
     python tools/sweep_oracle.py runs/first --lr 2e-4 5e-4 --epochs 2 4 --out data/sweeps/oracle.csv
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import random
 import tempfile
 import time
 from itertools import product
@@ -26,10 +30,10 @@ from srkit.generate import HfEngine
 from srkit.models import load_policy
 from srkit.pairs import pair_of
 from srkit.prompts import user
-from srkit.study import Study, kept, read_jsonl
+from srkit.study import Study, derive_seed, kept, read_jsonl
 from srkit.train import train_dpo
 
-NAMES = ("lr", "epochs", "beta", "pairs")
+NAMES = ("judge", "draw", "lr", "epochs", "beta", "pairs")
 
 
 def main() -> None:
@@ -39,29 +43,34 @@ def main() -> None:
     words.add_argument("--epochs", type=float, nargs="+", default=[2])
     words.add_argument("--beta", type=float, nargs="+", default=[0.1])
     words.add_argument("--pairs", type=int, nargs="+", default=[1000], help="at most")
+    words.add_argument("--judge", choices=["oracle", "random"], default="oracle")
+    words.add_argument("--draw", type=int, nargs="+", default=[0], help="seeds")
     words.add_argument("--out", type=Path, default=Path("data/sweeps/oracle.csv"))
     asked = words.parse_args()
     study = Study.open(asked.study)
     done = pd.read_csv(asked.out)[list(NAMES)].values.tolist() if asked.out.exists() else []
     before = answers(study, study.adapter("M1"))
-    pairs = oracle_pairs(study)
-    for setting in product(asked.lr, asked.epochs, asked.beta, asked.pairs):
-        values = [*setting[:3], min(setting[3], len(pairs))]
+    for draw, *setting in product(asked.draw, asked.lr, asked.epochs, asked.beta, asked.pairs):
+        pairs = judged_pairs(study, asked.judge, draw)
+        values = [asked.judge, draw, *setting[:3], min(setting[3], len(pairs))]
         if values not in done:
             write(asked.out, trial(study, pairs, before, dict(zip(NAMES, values, strict=True))))
 
 
-def oracle_pairs(study: Study) -> list[dict]:
-    """Best against worst of the first iteration's candidates, by the oracle."""
+def judged_pairs(study: Study, judge: str, draw: int) -> list[dict]:
+    """Best against worst of the first iteration's candidates, by the oracle or by coins."""
     groups: dict[str, list[dict]] = {}
     for row in study.read("self-rewarding/iter-1/candidates"):
         groups.setdefault(row["prompt_id"], []).append(row)
     wanted = constraints.parse(study.config.arms.oracle)
-    rows = [
-        pair_of(g, {c["id"]: constraints.points(c["text"], wanted) for c in g}, study.config.pairs)
-        for g in groups.values()
-    ]
-    return kept(rows)
+
+    def score(row: dict) -> float:
+        if judge == "random":
+            return random.Random(derive_seed(draw, row["id"])).randint(0, 5)
+        return constraints.points(row["text"], wanted)
+
+    settings = study.config.pairs
+    return kept([pair_of(g, {c["id"]: score(c) for c in g}, settings) for g in groups.values()])
 
 
 def answers(study: Study, adapter: Path) -> pd.DataFrame:
@@ -90,7 +99,12 @@ def trial(study: Study, pairs: list[dict], before: pd.DataFrame, setting: dict) 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         run = train_dpo(
-            study.config.model, study.adapter("M1"), chosen, dpo, Path(folder) / "M2", 0
+            study.config.model,
+            study.adapter("M1"),
+            chosen,
+            dpo,
+            Path(folder) / "M2",
+            setting["draw"],
         )
         log = read_jsonl(Path(folder) / "M2" / "training.jsonl")
         seconds = time.monotonic() - began
