@@ -280,6 +280,22 @@ class Study:
                 f"{self.path}`: it is made again, and then what depends on it."
             )
 
+    def check_inputs(self, name: str) -> None:
+        """Refuse a finished step that was made from other tables than the manifest names now.
+
+        Raises: SrkitError naming them.
+        """
+        step, records = self.step(name), self.records()
+        now = _used(step, records)
+        other = [o for o, sha256 in records[name]["inputs"].items() if now.get(o) != sha256]
+        other += [o for o in now if o not in records[name]["inputs"]]
+        if other:
+            raise SrkitError(
+                f"{name} was made from other tables than those of {self.path} now: "
+                f"{', '.join(other)}. Run notebook {step.notebook} again, or `srkit run --study "
+                f"{self.path}`."
+            )
+
     def frame(self, name: str) -> pd.DataFrame:
         """A finished table as a data frame."""
         return pd.DataFrame(self.read(name))
@@ -609,7 +625,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         full = _disk_full(error)
-        if not (full or isinstance(error, OSError)):
+        if not (full or getattr(error, "errno", None)):  # an error of the system
             raise
         folder = next(p for p in (path, *path.absolute().parents) if p.is_dir())
         advice = (
@@ -617,7 +633,7 @@ def writing(path: Path) -> Iterator[None]:
             if full
             else f"Let {folder} be written, or copy the study to a folder that can be, and"
         )
-        reason = getattr(error, "strerror", None) or (os.strerror(errno.ENOSPC) if full else error)
+        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
         raise SrkitError(
             f"Could not write {path}: {reason}. {advice} run the same command again: what was "
             "made is kept."
@@ -700,7 +716,8 @@ def _announced(name: str, expected: Row) -> str:
 
 def _used(step: Step, records: dict[str, Row]) -> Row:
     """Files that a step is made from, with their hashes."""
-    return {o: s for n in step.inputs for o, s in records[n]["outputs"].items()}
+    made = [records[n] for n in step.inputs if n in records]
+    return {o: s for record in made for o, s in record["outputs"].items()}
 
 
 _BAR = {"unit": "item", "mininterval": 2.0, "delay": 2.0, "disable": rank() > 0}
@@ -749,7 +766,8 @@ def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool
             "to take them over here: steps that depend on them run again."
         )
     if changes:
-        _write_config(path, config)
+        with Study(path, stored, ())._held(".run", "changing its settings"):
+            _write_config(path, config)
     return config
 
 
