@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -70,8 +71,9 @@ def run(
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
     typer.echo(f"Study {opened.path}, preset {opened.config.preset}, {len(runs)} notebooks.")
-    ahead = _look_ahead(opened)
-    executed = sum(_run_notebook(opened, name, ahead.get(name, "")) for name in runs)
+    with _alone(opened, runs):
+        ahead = _look_ahead(opened)
+        executed = sum(_run_notebook(opened, name, ahead.get(name, "")) for name in runs)
     if not executed:
         typer.echo("Everything was finished already: no model was loaded, nothing was made again.")
     typer.echo(_closing(opened.path))
@@ -95,13 +97,17 @@ def make(
 
     overrides = _overrides(set_, iterations)
     opened = first(lambda: Study.open(study, preset, overrides, arm, change))
-    for name in step or opened.steps:
-        began, state = time.monotonic(), first(lambda name=name: opened.state(name))
-        if state != "done":
-            make_step(opened, name)
-            state = f"made in {time.monotonic() - began:.1f} s ({state})"
-        if rank() == 0:
-            typer.echo(f"  {name}: {state}")
+    names, states = step or list(opened.steps), first(opened.states)
+    with ExitStack() as held:
+        if any(states.get(name) != "done" for name in names):
+            first(lambda: held.enter_context(opened.running()))
+        for name in names:
+            began, state = time.monotonic(), first(lambda name=name: opened.state(name))
+            if state != "done":
+                make_step(opened, name)
+                state = f"made in {time.monotonic() - began:.1f} s ({state})"
+            if rank() == 0:
+                typer.echo(f"  {name}: {state}")
 
 
 def _overrides(settings: list[str] | None, iterations: int | None) -> str:
@@ -134,14 +140,24 @@ def _look_ahead(study) -> dict[str, str]:
     return {n: forecast.in_words([one for one in left if one.notebook == n]) for n in names}
 
 
-def _run_notebook(study, name: str, ahead: str = "") -> bool:
-    """Execute one notebook unless its work is done; whether it ran. `ahead`: what it will take."""
-    base, _, which = name.partition("-")
-    source = NOTEBOOKS / f"{base}.ipynb"
+def _alone(study, runs: list[str]):
+    """Hold the study for a run of notebooks; a finished one is not locked, and may be read-only."""
+    done = all(study.notebook_state(name, _source(name)) == "done" for name in runs)
+    return nullcontext() if done else study.running()
+
+
+def _source(name: str) -> Path:
+    source = NOTEBOOKS / f"{name.partition('-')[0]}.ipynb"
     if not source.exists():
         raise SrkitError(
             f"There is no notebook {source}; srkit runs from a clone of its repository."
         )
+    return source
+
+
+def _run_notebook(study, name: str, ahead: str = "") -> bool:
+    """Execute one notebook unless its work is done; whether it ran. `ahead`: what it will take."""
+    source, which = _source(name), name.partition("-")[2]
     state = study.notebook_state(name, source)
     if state == "done":
         typer.echo(f"  {name}: done")
@@ -167,19 +183,22 @@ def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> No
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    from srkit.study import writing
+
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(target),
-            parameters=parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            cwd=str(NOTEBOOKS),
-            # one warning a kernel, about encrypting what never leaves this machine
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                cwd=str(NOTEBOOKS),
+                # one warning a kernel, about encrypting what never leaves this machine
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
     except PapermillExecutionError as error:
         what = "" if error.ename == "SrkitError" else f" ({error.ename})"
         raise SrkitError(

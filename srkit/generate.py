@@ -44,6 +44,7 @@ from transformers import AttentionInterface
 
 from srkit.config import SrkitError
 from srkit.engine import Completion, Sampling
+from srkit.memory import needed, ran_out
 from srkit.models import Policy, encode_prompt, stop_token_ids
 from srkit.parallel import fork_map, shares
 from srkit.prompts import Conversation
@@ -60,6 +61,7 @@ OPTION_LOGITS = 256  # positions in one forward pass that need logits over the v
 ROWS_EACH = 16  # that pay for a process of their own
 TOKENS_EACH = 1024  # of prompts that only want scores
 GROWTH = 128  # columns by which a row's cache grows
+ADVICE = "Use a smaller model, or one in 4 bits (model.quantization=nf4)."
 ROW_WORK = 512  # columns of attention that take about as long as a row's matrix products
 
 
@@ -102,7 +104,7 @@ def sample(
         prompts.setdefault(ids, _Prompt(ids)).rows.extend(rows)
         grid.append(rows)
     if n and prompts:
-        with torch.no_grad(), _prepared(policy.model) as model:
+        with needed("generating", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
             _sample(model, list(prompts.values()), sampling)
     return [[row.completion() for row in rows] for rows in grid]
 
@@ -126,7 +128,7 @@ def score_options(
     ids = [tuple(encode_prompt(policy.tokenizer, c)) for c in conversations]
     if not (ids and encoded):
         return np.zeros((len(ids), len(encoded)))
-    with torch.no_grad(), _prepared(policy.model) as model:
+    with needed("scoring", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
         prompts = [_Prompt(i) for i in dict.fromkeys(ids)]
         parts = _parts(model, prompts, [len(p.ids) for p in prompts], TOKENS_EACH)
         batch = _Batch(model, ids, max(map(len, encoded)), len(parts))
@@ -503,8 +505,10 @@ class _Batch:
                 else:
                     self._step()
                 continue
-            except torch.OutOfMemoryError:
-                pass  # the failed frames are held, and their tensors with them, until here
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                # the failed frames are held, and their tensors with them, until here
             self._retreat(waiting)
 
     def score(self, prompts: Iterable[_Prompt], options: list[list[int]]) -> dict[Ids, list[float]]:
@@ -518,8 +522,9 @@ class _Batch:
                 scores |= zip((p.ids for p in chunk), rows, strict=True)
                 waiting = waiting[len(chunk) :]
                 continue
-            except torch.OutOfMemoryError:
-                pass
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
             self._halve(len(chunk))
         return scores
 

@@ -55,6 +55,7 @@ from trl.trainer.utils import use_adapter
 from srkit.config import SrkitError
 from srkit.distributed import first, rank, share, together, world
 from srkit.logps import IGNORED, completion_logps, fast_training, pack
+from srkit.memory import needed
 from srkit.models import (
     Policy,
     attach_adapter,
@@ -66,7 +67,7 @@ from srkit.models import (
     save_adapter,
 )
 from srkit.prompts import Conversation
-from srkit.study import derive_seed
+from srkit.study import derive_seed, writing
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft
@@ -400,7 +401,13 @@ def _train(
     given: int,
 ) -> TrainingRun:
     """Train from the last checkpoint, if there is one, and save the adapter."""
-    with _quiet_and_deterministic():
+    section = type(settings).__name__.lower()
+    advice = (
+        f"Lower {section}.micro_batch (the batch stays as it is), set "
+        f"{section}.gradient_checkpointing=true or lower {section}.max_tokens, with --set and "
+        "--change."
+    )
+    with _quiet_and_deterministic(), writing(folder), needed("training", advice):
         start = _adapter_values(policy.model)
         with fast_training(policy.model):
             trainer = _trainer(kind, policy, rows, cfg, settings, folder, seed)

@@ -164,7 +164,8 @@ def test_a_study_of_one_arm_stays_one(srkit, executed, tmp_path):
     assert srkit("run", "--study", tmp_path / "s", "--only", "04")[0] == 0
     assert [name for name, _ in executed] == ["04_iteration-ift-only-1", "04_iteration-ift-only-2"]
     steps = json.loads(srkit("status", tmp_path / "s", "--json")[1])["steps"]
-    assert not any(step["step"].startswith("self-rewarding") for step in steps)
+    others = {step["step"] for step in steps if step["step"].startswith("self-rewarding")}
+    assert others == {f"self-rewarding/iter-{t}/prompts" for t in (1, 2)}  # which both arms use
 
 
 def test_a_second_run_does_nothing(srkit, executed, tmp_path, make):

@@ -244,7 +244,8 @@ def test_a_resume_never_rewrites_what_is_there(study):
 
 def test_a_kill_between_table_and_manifest_repeats_no_work(study):
     study.make_table("seed/ift", ITEMS, work, CHUNK)
-    chunks = [{"seconds": 0.0, "rows": work(ITEMS[i : i + CHUNK], ITEMS[:i])} for i in (0, 3, 6, 9)]
+    parts = [work(ITEMS[i : i + CHUNK], ITEMS[:i]) for i in (0, 3, 6, 9)]
+    chunks = [{"chunk": i, "seconds": 0.0, "rows": part} for i, part in enumerate(parts)]
     partial = study._partial(study.step("seed/ift"))
     partial.write_text("".join(json.dumps(chunk) + "\n" for chunk in chunks))
     (study.path / "manifest.jsonl").unlink()
