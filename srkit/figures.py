@@ -34,6 +34,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from srkit import constraints, headtohead, health, length
 from srkit import reward_accuracy as accuracy
+from srkit.study import write_atomically
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
@@ -102,9 +103,12 @@ def save(figure: Figure, frame: pd.DataFrame, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in (*METADATA, "csv")]
     with _style():
-        for path, metadata in zip(paths, METADATA.values(), strict=False):
-            figure.savefig(path, metadata=metadata)
-    frame.to_csv(paths[-1], index=False, float_format="%.6g", lineterminator="\n")
+        for path, (kind, metadata) in zip(paths, METADATA.items(), strict=False):
+            with io.BytesIO() as drawn:
+                figure.savefig(drawn, format=kind, metadata=metadata)
+                write_atomically(path, drawn.getvalue())
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_atomically(paths[-1], text)
     return paths
 
 
