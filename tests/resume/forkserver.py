@@ -7,8 +7,9 @@ A child notes its events in a file, a JSON line each: what it is about to do to 
 Python's audit hooks), the chunks of tables and the steps of training, each with the step of the
 study that it belongs to. A death is a signal, sent
 
-- `at` the n-th event of a `step`, before it happens: so a kill lands between any two changes on
-  disk. With `torn`, what was not yet synced is cut off as well, as by a power cut;
+- `at` an event of a `step`, before it happens: so a kill lands between any two changes on disk.
+  `at` is what happens, to which file, and which of such. With `torn`, the end of what was not yet
+  synced is cut off as well, as by a power cut;
 - or `after` so many seconds, from outside, wherever the child may be.
 
     echo '{"words": ["status", "runs/first"], "events": "e.jsonl", "said": "said.txt"}' \\
@@ -23,11 +24,12 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from contextlib import contextmanager
 from typing import Any
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-PATIENCE = 120  # seconds until a child counts as hanging
+PATIENCE = 600  # seconds until a child counts as hanging
 
 
 class Watch:
@@ -35,19 +37,23 @@ class Watch:
 
     def __init__(self, events: str, death: dict[str, Any]) -> None:
         self.file = os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self.death, self.step, self.seen, self.busy = death, None, 0, False
+        self.death, self.step, self.busy = death, None, False
+        self.seen: Counter[tuple[str, str]] = Counter()
 
     def note(self, what: str, path: object = "", fd: int | None = None) -> None:
         """One event, which is about to happen to a file, or has begun or ended in the work."""
         if self.step is None or self.busy:
             return
         self.busy = True  # what is done here is no event
-        row = {"step": self.step, "what": what, "path": os.path.basename(str(path))}
+        if fd is not None:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+        place = what, os.path.basename(str(path))
+        row = {"step": self.step, "at": [*place, self.seen[place]]}
         os.write(self.file, json.dumps(row).encode() + b"\n")
-        self.seen += 1
-        if self.step == self.death.get("step") and self.seen == self.death.get("at"):
-            if fd is not None and self.death.get("torn"):
-                os.ftruncate(fd, max(0, os.fstat(fd).st_size - 7))
+        self.seen[place] += 1
+        if row == {name: self.death.get(name) for name in row}:
+            if self.death.get("torn"):
+                os.truncate(f"/proc/self/fd/{fd}", max(0, os.fstat(fd).st_size - 7))
             os.kill(os.getpid(), self.death["signal"])
         self.busy = False
 
@@ -55,13 +61,15 @@ class Watch:
         """An audit hook: changes of files, by name."""
         if name == "open" and isinstance(args[0], str) and args[2] & WRITES:
             self.note("open", args[0])
-        elif name in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+        elif name in ("os.rename", "os.remove", "os.rmdir"):
             self.note(name[3:], args[0])
+        elif name == "os.mkdir" and not os.path.exists(args[0]):
+            self.note("mkdir", args[0])
 
     @contextmanager
     def making(self, step: str):
         """Events inside belong to this step."""
-        self.step, self.seen = step, 0
+        self.step, self.seen = step, Counter()
         yield
         self.step = None
 

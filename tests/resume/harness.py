@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 SETTINGS = "dpo.epochs=3"  # six steps of DPO in preset tiny, a checkpoint after every second
 SERIES = ("--preset=tiny", "--iterations=1", f"--set={SETTINGS}")
 # What differs between two runs that do the same.
-PASSING = ("seconds", "made_at", "peak_memory_mb", "forecast", "line")
+PASSING = ("commit", "seconds", "made_at", "peak_memory_mb", "forecast", "line")
 MESSAGE = "What was made is kept; the same command goes on from there."
 
 
@@ -42,7 +42,7 @@ class Run:
 
     def count(self, what: str, step: str) -> int:
         """How often something happened in a step."""
-        return sum(e["what"] == what and e["step"] == step for e in self.events)
+        return sum(e["at"][0] == what and e["step"] == step for e in self.events)
 
 
 class Runner:
@@ -96,9 +96,9 @@ def copy_before(reference: Path, step: Step, steps: dict[str, Step], target: Pat
             (target / output).unlink()
     if step.name == "report":
         shutil.rmtree(target / "figures")
-    for name in names[before:]:
-        if name.endswith("/adapter"):
-            (target / name).rmdir()
+    for folder in sorted(target.rglob("*"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return target
 
 
