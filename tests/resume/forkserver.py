@@ -10,7 +10,7 @@ study that it belongs to. A death is a signal, sent
 - `at` an event of a `step`, before it happens: so a kill lands between any two changes on disk.
   `at` is what happens, to which file, and which of such. With `torn`, the end of what was not yet
   synced is cut off as well, as by a power cut;
-- or `after` so many seconds, from outside, wherever the child may be.
+- or `after` so many seconds of a step, from outside, wherever the child may be.
 
     echo '{"words": ["status", "runs/first"], "events": "e.jsonl", "said": "said.txt"}' \\
         | python tests/resume/forkserver.py
@@ -60,7 +60,8 @@ class Watch:
     def audit(self, name: str, args: tuple) -> None:
         """An audit hook: changes of files, by name."""
         if name == "open" and isinstance(args[0], str) and args[2] & WRITES:
-            self.note("open", args[0])
+            if not args[0].endswith("/.lock"):  # which may be opened twice
+                self.note("open", args[0])
         elif name in ("os.rename", "os.remove", "os.rmdir"):
             self.note(name[3:], args[0])
         elif name == "os.mkdir" and not os.path.exists(args[0]):
@@ -146,14 +147,16 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
     pid = os.fork()
     if pid == 0:
         os._exit(child(job))
-    due = began + death.get("after", PATIENCE)
+    due, coming = began + PATIENCE, "after" in death
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             seconds = time.monotonic() - began
             return {"code": os.waitstatus_to_exitcode(status), "seconds": round(seconds, 3)}
+        if coming and os.path.exists(job["events"]) and os.path.getsize(job["events"]):
+            due, coming = time.monotonic() + death["after"], False
         if time.monotonic() > due:
-            os.kill(pid, death["signal"] if "after" in death else signal.SIGKILL)
+            os.kill(pid, death.get("signal", signal.SIGKILL))
             due = time.monotonic() + PATIENCE
         time.sleep(0.001)
 

@@ -72,9 +72,10 @@ class Runner:
         return Run(**answer, events=told, said=said.read_text())
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, which is idle."""
         self.server.stdin.close()
-        self.server.wait(timeout=30)
+        self.server.kill()
+        self.server.wait()
         self.server.stdout.close()
 
 

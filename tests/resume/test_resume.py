@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from harness import (
     MESSAGE,
-    SERIES,
     Account,
     Run,
     Runner,
@@ -28,22 +27,6 @@ STEPS = reference_plan()
 ONE_OF_A_KIND = list({kind_of(name): name for name in STEPS}.values())
 CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
 CHECKPOINT = {"SFT": 3, "DPO": 2}  # save_steps of preset tiny
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    runner = Runner(tmp_path_factory.mktemp("runs"))
-    yield runner
-    runner.close()
-
-
-@pytest.fixture(scope="module")
-def reference(runner, tmp_path_factory) -> tuple[Path, Run]:
-    """A study that nothing interrupted, and what was done for it."""
-    study = tmp_path_factory.mktemp("reference") / "study"
-    run = runner.run("make", *SERIES, "--study", study)
-    assert run.code == 0, run.said
-    return study, run
 
 
 @pytest.fixture(scope="module")
