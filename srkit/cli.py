@@ -13,21 +13,41 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from srkit.config import SrkitError
 from srkit.distributed import first, rank, world
 from srkit.plan import PAPER_ARM, notebooks
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+class Interrupted(BaseException):
+    """The run was told to end by a signal: its number."""
+
+
+class Commands(TyperGroup):
+    """Commands that let Ctrl-C out to `main`; typer would say "Aborted!" and no more."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(*(stop.args or (signal.SIGINT,))) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -444,9 +464,16 @@ def _words(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; errors of the kit are one paragraph and exit code 1."""
+    """Run the command line; errors of the kit are one paragraph and exit code 1.
+
+    Ctrl-C and SIGTERM end with what they cost, and 128 more than the signal's number.
+    """
+    if world() == 1:  # several wait for one another deep in torch, where only a kill is heard
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
+    except Interrupted as stop:
+        _stop(f"stopped by {signal.Signals(stop.args[0]).name}. {KEPT}", 128 + stop.args[0])
     except SrkitError as error:
         _stop(str(error))
     except OSError as error:
@@ -460,11 +487,15 @@ def main() -> None:
         )
 
 
-def _stop(why: str) -> None:
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)  # what cleans up after Ctrl-C then does so here as well
+
+
+def _stop(why: str, code: int = 1) -> None:
     if rank():
         time.sleep(5)  # where all fail alike, the first one tells, and the launcher ends this one
     typer.echo(f"srkit: {why}", err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

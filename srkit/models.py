@@ -468,17 +468,18 @@ def load_policy(cfg: Model, adapter: Path | None = None, name: str = "M0") -> Po
     not what its fingerprint says.
     """
     global _base, _live
+    held, _base = _base, None  # a base that an interrupt leaves half dressed is not used again
     _put_away()
     key = cfg.model_dump_json()
-    if _base is None or _base[0] != key:
+    if held is None or held[0] != key:
+        held = None
         release()
-        _base = (key, *load_base(cfg))
-    _, base, tokenizer = _base
-    if adapter is None:
-        _live = Policy(base, tokenizer, name)
-    else:
-        _live = attach_adapter(Policy(base, tokenizer, name), Path(adapter))
-    return _live
+        held = (key, *load_base(cfg))
+    policy = Policy(*held[1:], name)
+    if adapter is not None:
+        policy = attach_adapter(policy, Path(adapter))
+    _base, _live = held, policy
+    return policy
 
 
 def open_policy(study: Study, name: str) -> Policy:
@@ -503,8 +504,8 @@ def release() -> None:
     global _base
     for other in releases:
         other()
-    _put_away()
     _base = None
+    _put_away()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -513,11 +514,11 @@ def release() -> None:
 def _put_away() -> None:
     """Take the adapter off the base and void the policy that wore it."""
     global _live
-    if _live is not None:
-        if hasattr(_live.model, "unload"):
-            _live.model.unload()
-        _live.model = _Voided(_live.name)
-        _live = None
+    policy, _live = _live, None
+    if policy is not None:
+        model, policy.model = policy.model, _Voided(policy.name)
+        if hasattr(model, "unload"):
+            model.unload()
 
 
 # --- adapters ----------------------------------------------------------------------------------

@@ -425,16 +425,42 @@ class Study:
     def make_folder(self, name: str, work: Callable[[Path], Row]) -> None:
         """Make a step whose outputs lie in one folder; `work(folder)` may continue in it.
 
-        What `work` returns goes into the manifest line. Folders in `work`'s folder (checkpoints)
-        are removed at the end.
+        What `work` returns goes into the manifest line; `earlier_seconds`, of interrupted runs,
+        are added to those of this one. Folders in `work`'s folder (checkpoints)
+        are removed at the end, after a note that the work is done: who is cut off there repeats
+        none of it.
         """
         if first(lambda: self.state(name)) == "done":
             return
         step = self.step(name)
         with self._making(step) as (partial, record):
-            first(lambda: _make_folder(partial))
-            record |= work(partial)
+            worked = first(lambda: self._worked(step, partial))
+            if worked is None:
+                first(lambda: _make_folder(partial))
+                began = time.monotonic()
+                worked = work(partial)
+                earlier = worked.pop("earlier_seconds", 0.0)
+                worked["seconds"] = time.monotonic() - began + earlier
+                first(lambda: self._note_worked(step, partial, worked))
+            record |= worked
             first(lambda: _replace_folder(self.path / name, partial))
+
+    def _note_worked(self, step: Step, partial: Path, worked: Row) -> None:
+        sync_files(partial)
+        note = {"sha256": self._hashes(step, partial), "worked": worked}
+        write_atomically(_note(partial), json.dumps(note))
+
+    def _worked(self, step: Step, partial: Path) -> Row | None:
+        """What the work for a folder returned, if it was done and its files are still the same."""
+        if not _note(partial).exists():
+            return None
+        note = json.loads(_note(partial).read_text("utf-8"))
+        folder = partial if partial.exists() else self.path / step.name
+        return note["worked"] if note["sha256"] == self._hashes(step, folder) else None
+
+    def _hashes(self, step: Step, folder: Path) -> dict[str, str]:
+        files = [folder / Path(output).name for output in step.outputs]
+        return {file.name: _sha256(file) for file in files if file.exists()}
 
     @contextmanager
     def _making(self, step: Step) -> Iterator[tuple[Path, Row]]:
@@ -462,14 +488,17 @@ class Study:
                 )
         if expected := self.expected(step):
             log.info("%s", _announced(step.name, expected))
+        for other in self.steps.values():
+            if states[other.name] == "done" and self._partials(other):
+                _remove(self._partial(other))  # it was cut off right after its manifest line
         partial = self._partial(step)
         _make_folder(partial.parent)
         return partial
 
     def _end(self, step: Step, record: Row) -> None:
         self._record(step, record)
-        for litter in self._partials(step):
-            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+        for partial in self._partials(step):
+            _remove(partial)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -612,13 +641,31 @@ def _make_folder(path: Path) -> None:
 def _replace_folder(target: Path, partial: Path) -> None:
     """Let a finished folder take its place; folders in it (checkpoints) go."""
     old = target.with_name(target.name + ".replaced")
+    if partial.exists():
+        for leftover in [p for p in partial.iterdir() if p.is_dir()]:
+            shutil.rmtree(leftover)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-    for leftover in [p for p in partial.iterdir() if p.is_dir()]:
-        shutil.rmtree(leftover)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(partial: Path) -> None:
+    for litter in (partial, _note(partial)):
+        shutil.rmtree(litter) if litter.is_dir() else litter.unlink(missing_ok=True)
+
+
+def _note(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.worked")
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until the files of a folder, which a library wrote, are on the disk."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with writing(path), path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _chunks(partial: Path) -> list[Row]:

@@ -33,7 +33,6 @@ import logging
 import math
 import os
 import random
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,12 +66,13 @@ from srkit.models import (
     save_adapter,
 )
 from srkit.prompts import Conversation
-from srkit.study import derive_seed, writing
+from srkit.study import derive_seed, sync_files, write_atomically, writing
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft
 
 Row = dict[str, Any]
+WHOLE = "whole"  # a file in a checkpoint whose other files are on the disk, come a power cut
 LOGGED = {
     "loss": "loss",
     "learning_rate": "learning_rate",
@@ -116,10 +116,11 @@ class TrainingRun:
     seconds: float  # of the steps, summed over interrupted runs
     log: list[Row]  # the rows of training.jsonl, and the seconds of each step
     first_loss: float | None = None  # of DPO, before any step and without dropout
+    earlier_seconds: float = 0.0  # of them, those of interrupted runs
 
     def record(self) -> Row:
         """What the manifest keeps of it."""
-        names = ("steps", "examples", "left_out", "tokens", "trained_tokens")
+        names = ("steps", "examples", "left_out", "tokens", "trained_tokens", "earlier_seconds")
         return {name: getattr(self, name) for name in names}
 
 
@@ -265,7 +266,7 @@ def train_sft(
     With `adapter`, a copy of the one in that folder is trained on.
 
     Writes adapter_model.safetensors, adapter_config.json, fingerprint.json and training.jsonl into
-    `folder`; checkpoints lie there meanwhile, and an interrupted run goes on from the last one.
+    `folder`, and checkpoints, from the last of which an interrupted run goes on.
     Loaded policies are put away first. Raises: SrkitError.
     """
     release()
@@ -423,10 +424,13 @@ def _train(
             policy.model.delete_adapter("ref")
         first(lambda: _save(policy, log, folder))
     steps, seconds = trainer.state.global_step, round(sum(row["seconds"] for row in log), 3)
+    resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    earlier = sum(row["seconds"] for row in log if row["step"] <= resumed)
     counts = _tokens_seen(rows, settings, seed, steps)
     del trainer
     gc.collect()
-    return TrainingRun(steps, len(rows), given - len(rows), *counts, seconds, log, first_loss)
+    left_out = given - len(rows)
+    return TrainingRun(steps, len(rows), left_out, *counts, seconds, log, first_loss, earlier)
 
 
 def _save(policy: Policy, log: list[Row], folder: Path) -> None:
@@ -435,7 +439,6 @@ def _save(policy: Policy, log: list[Row], folder: Path) -> None:
     rows_out = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
     text = "".join(json.dumps(row) + "\n" for row in rows_out)
     (folder / "training.jsonl").write_text(text, "utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 # --- what must hold ----------------------------------------------------------------------------
@@ -504,17 +507,9 @@ def _check_end(model: PeftModel, start: dict[str, torch.Tensor], log: list[Row])
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (its trainer state comes last)."""
+    """The newest checkpoint that was written to its end."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
-    return next((str(p) for p in found if _is_whole(p)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+    return next((str(p) for p in found if (p / WHOLE).exists()), None)
 
 
 def _log_rows(history: list[Row]) -> list[Row]:
@@ -530,7 +525,7 @@ def _log_rows(history: list[Row]) -> list[Row]:
 
 
 class _Progress(TrainerCallback):
-    """A progress bar, and the seconds of each step in the log."""
+    """A progress bar, the seconds of each step in the log, and a mark on whole checkpoints."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.bar = tqdm(
@@ -550,6 +545,12 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.bar.update(1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if rank() == 0:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sync_files(checkpoint)
+            write_atomically(checkpoint / WHOLE, "")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.bar.close()
