@@ -23,6 +23,7 @@ import typer
 
 from srkit.config import SrkitError
 from srkit.distributed import first, rank, world
+from srkit.escape import visible
 from srkit.plan import PAPER_ARM, notebooks
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -437,7 +438,7 @@ def main() -> None:
 def _stop(why: str) -> None:
     if rank():
         time.sleep(5)  # where all fail alike, the first one tells, and the launcher ends this one
-    typer.echo(f"srkit: {why}", err=True)
+    typer.echo(f"srkit: {visible(why)}", err=True)
     sys.exit(1)
 
 

@@ -166,32 +166,46 @@ def judge_responses(
     judge's name in the study. The settings are those of the step's arm; `samples` and `method`
     take the place of its K and its method.
     """
-    config = study.settings(study.step(step))
-    settings = config.judge
-    draws = {"random": _random_scores, "expected": _expected_scores, "sampled": _sampled_scores}
+    settings = study.settings(study.step(step)).judge
     method = method or settings.method
     if settings.source == "random" and "/iter-" in step:
         method = "random"
-    count = 1 if method == "expected" else samples or settings.samples
 
     def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
-        seeds = [
-            [derive_seed(config.random_seed, step, r["id"], k) for k in range(count)] for r in part
-        ]
-        drawn = draws[method](study, model, part, seeds, settings)
-        return [
-            {
-                "id": f"{row['id']}@{k}",
-                "response_id": row["id"],
-                "prompt_id": row["prompt_id"],
-                "sample": k,
-                **judgement,
-            }
-            for row, judgements in zip(part, drawn, strict=True)
-            for k, judgement in enumerate(judgements)
-        ]
+        return draw_judgements(study, step, model, part, settings, samples, method)
 
     return study.make_table(step, responses, work, chunk=settings.chunk)
+
+
+def draw_judgements(
+    study: Study,
+    name: str,
+    model: str,
+    responses: Sequence[Row],
+    settings: Judge,
+    samples: int | None = None,
+    method: str | None = None,
+) -> list[Row]:
+    """The rows of `judge_responses`, without a table; `name` is where their seeds come from."""
+    draws = {"random": _random_scores, "expected": _expected_scores, "sampled": _sampled_scores}
+    method = method or settings.method
+    count = 1 if method == "expected" else samples or settings.samples
+    seeds = [
+        [derive_seed(study.config.random_seed, name, row["id"], k) for k in range(count)]
+        for row in responses
+    ]
+    drawn = draws[method](study, model, responses, seeds, settings)
+    return [
+        {
+            "id": f"{row['id']}@{k}",
+            "response_id": row["id"],
+            "prompt_id": row["prompt_id"],
+            "sample": k,
+            **judgement,
+        }
+        for row, judgements in zip(responses, drawn, strict=True)
+        for k, judgement in enumerate(judgements)
+    ]
 
 
 def _prompts(part: Sequence[Row], settings: Judge) -> list:

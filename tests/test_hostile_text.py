@@ -6,12 +6,16 @@ browser's page, and (slow) in JupyterLab. The browser is Chromium, driven throug
 protocol, where one is installed.
 """
 
+import base64
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -389,3 +393,92 @@ def test_the_page_s_menus_filter_and_sort_without_scripts(hostile, tmp_path):
             wanted = [visible(c["prompt"]) for c in browse.select(found, kind, order)]
             assert tab.run(f"{script}('show', '{number}')") == wanted
     assert len(kinds) > 2, "something to filter"
+
+
+# --- JupyterLab ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def lab(folder: Path):
+    """The address of a JupyterLab of this environment that serves a folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "ServerApp": {"port": port, "root_dir": str(folder), "open_browser": False},
+        "IdentityProvider": {"token": ""},
+        "LabApp": {"expose_app_in_browser": True},
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--config=config.json"]
+    paths = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder), "HOME": str(folder)}
+    with (folder / "lab.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **paths}, stdout=log, stderr=log
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: ask_json(f"{address}/api"), 180)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+CELLS = """
+from srkit import browse, notebook
+from srkit.study import Study
+opened = Study.open(STUDY)
+browse.browser(opened)
+---
+from IPython.display import HTML
+found = browse.cases(opened, "self-rewarding/iter-1")
+HTML(browse.static_html(found, "self-rewarding/iter-1"))
+---
+for case in found:
+    notebook.show("prompt", case["prompt"])
+print("the " + "end")
+"""
+NEXT = "[...document.querySelectorAll('button')].find(b => b.innerText == 'next')"
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_widgets_in_jupyterlab_do_nothing_and_show_texts_as_written(hostile, tmp_path):
+    import nbformat
+
+    sources = CELLS.replace("STUDY", repr(str(hostile.path))).split("---\n")
+    cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    (tmp_path / "lab").mkdir()
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "lab/texts.ipynb"
+    )
+    found = browse.cases(hostile, "self-rewarding/iter-1")
+    with lab(tmp_path / "lab") as address, chromium(tmp_path) as tab:
+        tab.open(f"{address}/lab/tree/texts.ipynb?reset")
+        tab.until("!!document.querySelector('.jp-Notebook .cm-content')", 180)
+        tab.until("document.querySelector('#jp-main-statusbar').innerText.includes('Idle')", 120)
+        tab.run("jupyterapp.commands.execute('notebook:run-all-cells').then(() => 1)")
+        tab.until("document.querySelector('.jp-Notebook').innerText.includes('the end')", 120)
+        tab.until("!!document.querySelector('.jupyter-widgets pre')")
+        for case in found:
+            shown = "document.querySelector('.jupyter-widgets .srkit pre').textContent"
+            tab.until(f"{shown} === {json.dumps(visible(case['prompt']))}", 20)
+            read = tab.run(
+                "[...document.querySelectorAll('.jupyter-widgets pre')].map(e => e.textContent)"
+            )
+            assert {visible(c["text"]) for c in case["candidates"]} <= set(read)
+            tab.provoke()
+            tab.run(
+                "[...document.querySelectorAll('button')].find(b => b.innerText == 'next').click()"
+            )
+        done = tab.did()
+        assert [url for url in done["requests"] if not url.startswith((address, "blob:"))] == []
+        assert (done["dialogs"], done["flag"]) == ([], None)
+        assert tab.run("document.querySelectorAll('.srkit mjx-container').length") == 0
+        assert (
+            tab.run("document.querySelectorAll('.srkit a, .srkit img, .srkit script').length") == 0
+        )
+        picture = tab.ask("Page.captureScreenshot")["data"]
+        (tmp_path / "lab.png").write_bytes(base64.b64decode(picture))
