@@ -165,7 +165,9 @@ def case_html(case: Row) -> str:
 
 def _answer(candidate: Row, case: Row) -> str:
     side = next((s for s in ("chosen", "rejected") if case[s] is candidate), "")
-    judgements = "".join(_judgement(judgement) for judgement in candidate["judgements"])
+    drawn = candidate["judgements"]
+    told = drawn if len(drawn) > 1 or any(j["text"] for j in drawn) else []  # else it is the score
+    judgements = "".join(map(_judgement, told))
     return (
         f'<div class="{side}"><p>{f"<b>{side}</b>" if side else "answer"} {_measures(candidate)}'
         f"</p>{block(candidate['text'])}{judgements}</div>"
@@ -173,14 +175,14 @@ def _answer(candidate: Row, case: Row) -> str:
 
 
 def _judgement(judgement: Row) -> str:
-    score = "no score could be read" if judgement["score"] is None else f"{judgement['score']:.2f}"
+    score = "no score could be read" if judgement["score"] is None else f"{judgement['score']:.3f}"
     if not judgement["text"]:
         return f'<p class="note">judgement: {score}, nothing was written</p>'
     return f"<details><summary>judgement: {score}</summary>{block(judgement['text'])}</details>"
 
 
 def _measures(candidate: Row) -> str:
-    score = "no score" if candidate["score"] is None else f"score {candidate['score']:.2f}"
+    score = "no score" if candidate["score"] is None else f"score {candidate['score']:.3f}"
     cut = ", cut at the limit" if candidate["truncated"] else ""
     told = f"{score}, {len(candidate['text'])} characters, {candidate['tokens']} tokens{cut}"
     return f'<span class="note">{told}</span>'
@@ -188,7 +190,7 @@ def _measures(candidate: Row) -> str:
 
 def verdict(case: Row) -> str:
     """What became of a case, in a few words."""
-    return case["outcome"] if case["gap"] is None else f"pair, gap {case['gap']:.2f}"
+    return case["outcome"] if case["gap"] is None else f"pair, gap {case['gap']:.3f}"
 
 
 def _summary(case: Row) -> str:

@@ -99,7 +99,7 @@ def test_a_case_shows_both_sides_then_all_answers_the_best_first(found):
     html = browse.case_html(found[0])
     assert html.index("chosen") < html.index("rejected") < html.index("All 3 answers")
     below = html[html.index("All 3 answers") :]
-    assert re.findall(r"score (\d\.\d\d)", below) == ["3.00", "2.00", "1.00"]
+    assert re.findall(r"score (\d\.\d+)", below) == ["3.000", "2.000", "1.000"]
     assert below.count("cut at the limit") == 1
     tie = browse.case_html(found[2])
     assert "<details open>" in tie, "without a pair, the answers are what there is to see"

@@ -439,6 +439,12 @@ for case in found:
     notebook.show("prompt", case["prompt"])
 print("the " + "end")
 """
+
+
+def idle(session: dict) -> bool:
+    return session["kernel"]["execution_state"] == "idle"
+
+
 NEXT = "[...document.querySelectorAll('button')].find(b => b.innerText == 'next')"
 
 
@@ -458,8 +464,9 @@ def test_widgets_in_jupyterlab_do_nothing_and_show_texts_as_written(hostile, tmp
     with lab(tmp_path / "lab") as address, chromium(tmp_path) as tab:
         tab.open(f"{address}/lab/tree/texts.ipynb?reset")
         tab.until("!!document.querySelector('.jp-Notebook .cm-content')", 180)
-        tab.until("document.querySelector('#jp-main-statusbar').innerText.includes('Idle')", 120)
-        tab.run("jupyterapp.commands.execute('notebook:run-all-cells').then(() => 1)")
+        wait_for(lambda: [s for s in ask_json(f"{address}/api/sessions") if idle(s)], 120)
+        time.sleep(3)  # until the page has heard of it, too
+        tab.run("void jupyterapp.commands.execute('notebook:run-all-cells')")
         tab.until("document.querySelector('.jp-Notebook').innerText.includes('the end')", 120)
         tab.until("!!document.querySelector('.jupyter-widgets pre')")
         for case in found:
