@@ -26,6 +26,7 @@ from typer.core import TyperGroup
 
 from srkit.config import SrkitError
 from srkit.distributed import first, rank, world
+from srkit.escape import visible
 from srkit.plan import PAPER_ARM, notebooks
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -494,7 +495,7 @@ def _terminated(number: int, frame: object) -> None:
 def _stop(why: str, code: int = 1) -> None:
     if rank():
         time.sleep(5)  # where all fail alike, the first one tells, and the launcher ends this one
-    typer.echo(f"srkit: {why}", err=True)
+    typer.echo(f"srkit: {visible(why)}", err=True)
     sys.exit(code)
 
 

@@ -270,6 +270,14 @@ class Endpoint(Section):
             raise ValueError("an http(s) address without user, password or query is legal")
         return url.rstrip("/")
 
+    @field_validator("model")
+    @classmethod
+    def _printable(cls, model: str) -> str:
+        """It is shown in figures and terminals."""
+        if not model.isprintable():
+            raise ValueError("a name of printable characters is legal")
+        return model
+
     @field_validator("key_variable")
     @classmethod
     def _name_of_a_variable(cls, name: str) -> str:

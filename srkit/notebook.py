@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srkit.config import SrkitError, legal_names, presets
+from srkit.escape import visible
 from srkit.study import Study, write_atomically
 
 if TYPE_CHECKING:
@@ -68,10 +69,15 @@ def _show_log() -> None:
         log.addHandler(logging.StreamHandler())
 
 
+def in_batch() -> bool:
+    """Whether papermill runs this notebook, so that nobody can use widgets."""
+    return any(cell.startswith("# Parameters") for cell in _cells_run())
+
+
 def show(title: str, text: str) -> None:
     """Print a text in full, under a title, between rules: plain text, nothing is interpreted."""
-    plain = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    print(f"--- {title} " + "-" * max(4, 74 - len(title)) + f"\n{plain}\n")
+    title = visible(title)
+    print(f"--- {title} " + "-" * max(4, 74 - len(title)) + f"\n{visible(text)}\n")
 
 
 def draw(study: Study, name: str) -> Figure:

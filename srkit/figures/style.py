@@ -55,6 +55,7 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
     "svg.hashsalt": "srkit",
+    "text.parse_math": False,  # a name with dollar signs is a name, not a formula
 }
 # without dates and versions the bytes depend on the frame alone
 METADATA = {

@@ -141,7 +141,13 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
     names = ("adapter", "judgements", "responses", "comparisons")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
-    metrics = {"metrics/reward_accuracy", "metrics/length_drift", "metrics/win_rates", "report"}
+    metrics = {
+        "metrics/reward_accuracy",
+        "metrics/length_drift",
+        "metrics/win_rates",
+        "report",
+        "browse",
+    }
     assert again | metrics == ran
     tables = again | metrics - {"report"}  # the report states seconds
     assert {n: after[n]["outputs"] for n in tables} == {n: before[n]["outputs"] for n in tables}
