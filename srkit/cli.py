@@ -65,10 +65,11 @@ def run(
             "Notebooks run in one process. Under a launcher use `srkit make`, which makes the same "
             "steps; `srkit run`, without a launcher, then executes the notebooks and finds them."
         )
-    opened = Study.open(study, preset, _overrides(set_, iterations), arm, change)
+    opened = Study.planned(study, preset, _overrides(set_, iterations), arm, change)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
+    opened.save_settings()
     typer.echo(f"Study {opened.path}, preset {opened.config.preset}, {len(runs)} notebooks.")
     ahead = _look_ahead(opened)
     executed = sum(_run_notebook(opened, name, ahead.get(name, "")) for name in runs)
@@ -94,8 +95,10 @@ def make(
     from srkit.study import Study
 
     overrides = _overrides(set_, iterations)
-    opened = first(lambda: Study.open(study, preset, overrides, arm, change))
-    for name in step or opened.steps:
+    opened = first(lambda: Study.planned(study, preset, overrides, arm, change))
+    names = [opened.step(name).name for name in step or opened.steps]
+    first(opened.save_settings)
+    for name in names:
         began, state = time.monotonic(), first(lambda name=name: opened.state(name))
         if state != "done":
             make_step(opened, name)
