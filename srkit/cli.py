@@ -87,10 +87,11 @@ def run(
             "Notebooks run in one process. Under a launcher use `srkit make`, which makes the same "
             "steps; `srkit run`, without a launcher, then executes the notebooks and finds them."
         )
-    opened = Study.open(study, preset, _overrides(set_, iterations), arm, change)
+    opened = Study.planned(study, preset, _overrides(set_, iterations), arm, change)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
+    opened.save_settings()
     typer.echo(f"Study {opened.path}, preset {opened.config.preset}, {len(runs)} notebooks.")
     with _alone(opened, runs):
         ahead = _look_ahead(opened)
@@ -117,10 +118,12 @@ def make(
     from srkit.study import Study
 
     overrides = _overrides(set_, iterations)
-    opened = first(lambda: Study.open(study, preset, overrides, arm, change))
-    names, states = step or list(opened.steps), first(opened.states)
+    opened = first(lambda: Study.planned(study, preset, overrides, arm, change))
+    names = [opened.step(name).name for name in step or opened.steps]
+    first(opened.save_settings)
+    states = first(opened.states)
     with ExitStack() as held:
-        if any(states.get(name) != "done" for name in names):
+        if any(states[name] != "done" for name in names):
             first(lambda: held.enter_context(opened.running()))
         for name in names:
             began, state = time.monotonic(), first(lambda name=name: opened.state(name))

@@ -34,7 +34,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from srkit.config import (
 )
 from srkit.distributed import first, rank, together, world
 from srkit.plan import PAPER_ARM, Step, model_after, plan
+from srkit.reading import decode, parse_object, parse_yaml, read_object, read_text, shown
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -74,34 +75,21 @@ def derive_seed(*coordinates: int | str) -> int:
 def read_jsonl(path: Path) -> list[Row]:
     """Rows of a JSON Lines file.
 
-    Raises: SrkitError with the line number if a line is not a JSON object.
+    Raises: SrkitError with the line number if a line is not UTF-8 or not a JSON object.
     """
-    return _parse_lines(path.read_bytes(), path)
+    return _parse_lines(read_text(path), path)
 
 
 def _complete_lines(path: Path) -> list[Row]:
     """Rows of an append-only file, without a torn last line."""
     if not path.exists():
         return []
-    return _parse_lines(path.read_bytes().rpartition(b"\n")[0], path)
+    return _parse_lines(read_text(path, complete=True), path)
 
 
-def _parse_lines(data: bytes, path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise SrkitError(f"{path}, line {number}: not UTF-8 ({error}).") from None
-        except json.JSONDecodeError as error:
-            raise SrkitError(f"{path}, line {number}: not JSON ({error}).") from None
-        if not isinstance(row, dict):
-            shown = line[:60].decode(errors="replace")
-            raise SrkitError(f"{path}, line {number}: not a JSON object but {shown!r}.")
-        rows.append(row)
-    return rows
+def _parse_lines(text: str, path: Path) -> list[Row]:
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_object(line, f"{path}, line {n}") for n, line in lines if line.strip()]
 
 
 def _sealed(row: Row) -> str:
@@ -157,21 +145,43 @@ class Study:
 
         Raises: SrkitError if there is no study and no preset, or the settings differ.
         """
+        study = cls.planned(path, preset, overrides, arm, change)
+        study.save_settings()
+        return study
+
+    @classmethod
+    def planned(
+        cls,
+        path: str | Path,
+        preset: str = "",
+        overrides: str = "",
+        arm: str = "",
+        change: bool = False,
+    ) -> Study:
+        """As `open`, but `save_settings` is left to the caller, who may have more to check."""
         path = Path(path)
         asked = [name.strip() for name in arm.split(",") if name.strip()]
         for name in asked:
             if name not in ARMS:
-                raise SrkitError(f"There is no arm {name!r}. {legal_names(name, ARMS)}")
+                raise SrkitError(f"There is no arm {shown(name)}. {legal_names(name, ARMS)}")
         stored = _stored_config(path)
         if stored is None:
             if not preset:
                 raise SrkitError(_no_study(path))
             config = resolve(preset, overrides)
-            _write_config(path, config)
         else:
             config = _merge(path, stored, preset, overrides, change)
         arms = tuple(name for name in ARMS if name in asked or _begun(path, name))
         return cls(path, config, arms or (PAPER_ARM,))
+
+    def save_settings(self) -> None:
+        """Write the settings to `study.yaml`, unless they stand there."""
+        stored = _stored_config(self.path)
+        if stored == self.config:
+            return
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        with self._held(".run", "changing its settings") if stored else nullcontext():
+            write_atomically(self.path / "study.yaml", text)
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -205,13 +215,18 @@ class Study:
     def manifest(self) -> list[Row]:
         """Lines of the manifest, oldest first; a torn last line is left out.
 
-        Raises: SrkitError naming a line that was damaged.
+        Raises: SrkitError naming a line that was damaged, or lacks what decides whether a step is
+        finished.
         """
-        return _unsealed(
-            self.path / "manifest.jsonl",
+        file = self.path / "manifest.jsonl"
+        rows = _unsealed(
+            file,
             "Restore the manifest from a copy, or delete this line: the step that it told of, and "
             "what depends on it, is then made again.",
         )
+        for number, row in enumerate(rows, 1):
+            _check_record(row, f"{file}, line {number}")
+        return rows
 
     def records(self) -> dict[str, Row]:
         """The last manifest line of every step, with its place in the manifest as `line`."""
@@ -255,7 +270,8 @@ class Study:
 
         Raises: SrkitError naming the notebook to run first, or a file that was altered.
         """
-        return _parse_lines(self._checked(name), self.path / self.step(name).outputs[0])
+        file = self.path / self.step(name).outputs[0]
+        return _parse_lines(decode(self._checked(name), file), file)
 
     def read_text(self, name: str) -> str:
         """A finished step's file as text; raises as `read` does."""
@@ -314,7 +330,7 @@ class Study:
 
     def fingerprint(self, model: str) -> Row:
         """The fingerprint recorded when a model's adapter was trained."""
-        return json.loads((self.adapter(model) / "fingerprint.json").read_text("utf-8"))
+        return read_object(self.adapter(model) / "fingerprint.json")
 
     def training_log(self, *models: str) -> pd.DataFrame:
         """The trainer's logs of models: model, step, loss, learning_rate, ..."""
@@ -558,7 +574,7 @@ class Study:
         A forecast that was made for other settings does not count.
         """
         file = self.path / "forecast.json"
-        row = json.loads(file.read_text("utf-8")).get(step.name, {}) if file.exists() else {}
+        row = read_object(file).get(step.name, {}) if file.exists() else {}
         current = row.pop("settings", None) == self._digest(step)
         return row if current else {}
 
@@ -774,6 +790,19 @@ def _announced(name: str, expected: Row) -> str:
     return f"{name}: {time}, {expected['peak_memory_mb'] / 1000:.1f} GB"
 
 
+def _check_record(row: Row, where: str) -> None:
+    """Refuse a manifest line that another version, or a person, wrote in another shape."""
+    kinds = {"step": str, "inputs": dict, "outputs": dict}
+    if not str(row.get("step")).startswith("notebooks/"):
+        kinds["settings"] = str
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+            raise SrkitError(
+                f"{where}: the field {name!r} is {shown(row.get(name))}, which this version of "
+                "srkit cannot use. Restore the manifest, or delete the line: its step runs again."
+            )
+
+
 def _used(step: Step, records: dict[str, Row]) -> Row:
     """Files that a step is made from, with their hashes."""
     made = [records[n] for n in step.inputs if n in records]
@@ -796,20 +825,24 @@ def _sha256_of(path: Path, *state: int) -> str:
 
 def _stored_config(path: Path) -> Config | None:
     file = path / "study.yaml"
-    if not file.exists():
-        return None
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.YAMLError as error:
+        if not str(path).isprintable():
+            raise OSError(0, "control characters and half characters are not legal in a path")
+        if not file.exists():
+            return None
+    except OSError as error:  # also a name that is too long, a folder that may not be entered
         raise SrkitError(
-            f"{file} is not YAML: {error}. Restore it, or start another study."
+            f"The study {shown(str(path))} cannot be opened: {error.strerror}. Name another "
+            "folder, such as runs/first."
         ) from None
-    return build(values, {}, str(file))
-
-
-def _write_config(path: Path, config: Config) -> None:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_atomically(path / "study.yaml", text)
+    values = parse_yaml(read_text(file), str(file))
+    try:
+        return build(values, {}, str(file))
+    except SrkitError as error:
+        raise SrkitError(
+            f"{error} A study that another version of srkit made goes on with that version: start "
+            "another study here, or restore the file."
+        ) from None
 
 
 def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool) -> Config:
@@ -825,9 +858,6 @@ def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool
             "study's own, use another study for new settings, or run `srkit run` with --change "
             "to take them over here: steps that depend on them run again."
         )
-    if changes:
-        with Study(path, stored, ())._held(".run", "changing its settings"):
-            _write_config(path, config)
     return config
 
 

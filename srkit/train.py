@@ -58,6 +58,7 @@ from srkit.memory import needed
 from srkit.models import (
     Policy,
     attach_adapter,
+    context_of,
     encode_completion,
     encode_prompt,
     load_base,
@@ -230,8 +231,9 @@ def _usable(rows: list[Row], max_tokens: int) -> list[Row]:
     kept = [row for row in rows if _lengths(row)[0] <= max_tokens and _lengths(row)[2] > 0]
     if not kept:
         raise SrkitError(
-            f"None of {len(rows)} examples can be trained on: all are longer than max_tokens = "
-            f"{max_tokens} or empty. Raise max_tokens, or check the table they come from."
+            f"None of {len(rows)} examples can be trained on: all are longer than {max_tokens} "
+            "tokens (max_tokens, or the model's context) or empty. Raise max_tokens, or check the "
+            "table they come from."
         )
     return kept
 
@@ -271,7 +273,8 @@ def train_sft(
     """
     release()
     base, tokenizer = load_base(cfg)
-    rows = _usable([sft_row(tokenizer, example) for example in examples], settings.max_tokens)
+    most = min(settings.max_tokens, context_of(base))
+    rows = _usable([sft_row(tokenizer, example) for example in examples], most)
     planned_steps(len(rows), settings)
     seed = seed % 2**32  # numpy takes no more
     set_seed(seed)
@@ -297,7 +300,8 @@ def train_dpo(
     """
     release()
     base, tokenizer = load_base(cfg)
-    rows = _usable([dpo_row(tokenizer, pair) for pair in pairs], settings.max_tokens)
+    most = min(settings.max_tokens, context_of(base))
+    rows = _usable([dpo_row(tokenizer, pair) for pair in pairs], most)
     planned_steps(len(rows), settings)
     seed = seed % 2**32
     policy = attach_adapter(Policy(base, tokenizer, folder.name), Path(adapter), trainable=True)
