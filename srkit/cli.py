@@ -110,10 +110,7 @@ def _overrides(settings: list[str] | None, iterations: int | None) -> str:
 
 
 def _look_ahead(study) -> dict[str, str]:
-    """What each notebook's unfinished steps will take, in words; refuses what cannot fit.
-
-    Nothing is measured here: without an earlier `srkit forecast` the seconds are not known.
-    """
+    """What each notebook's unfinished steps will take, in words; refuses what cannot fit."""
     from srkit import forecast
 
     todo = {name for name, state in study.states().items() if state != "done"}
@@ -122,6 +119,8 @@ def _look_ahead(study) -> dict[str, str]:
     try:
         here = forecast.machine(study.path, study.config.model.device)
         found = forecast.forecast(study.config, study.arms, study, here=here)
+        if not forecast.too_much(found, here) and (speed := _measured_speed(study.config, here)):
+            found = forecast.forecast(study.config, study.arms, study, speed, here)
     except (SrkitError, LookupError) as error:  # a run does not stop for want of a forecast
         typer.echo(f"No forecast: {error}")
         return {}
@@ -215,7 +214,6 @@ def forecast(
     """Say what a study will take; measures this machine once, under a minute. Exit 1: no room."""
     from srkit import forecast as module
     from srkit.config import resolve
-    from srkit.speed import cached, measurable, measure
     from srkit.study import Study
 
     if bool(preset) == bool(study) or (study and set_):
@@ -226,14 +224,23 @@ def forecast(
     arms = opened.arms if opened else (PAPER_ARM,)
     found = module.forecast(config, arms, opened, here=here)
     refusal = module.too_much(found, here)
-    if not refusal and not cached(config.model) and measurable(config.model, here.device):
-        typer.echo("Measuring this machine, once: under a minute.", err=True)
-        found = module.forecast(config, arms, opened, measure(config.model), here)
+    if not refusal and (speed := _measured_speed(config, here)):
+        found = module.forecast(config, arms, opened, speed, here)
     if opened:
         opened.keep_forecast({one.step: one.record() for one in found})
     _print_forecast(module, found, config, here, json_)
     if refusal:
         raise SrkitError(f"This cannot run here: {refusal}")
+
+
+def _measured_speed(config, here):
+    """Of the config's model, measured now if it was not before; None if it cannot be here."""
+    from srkit.speed import cached, measurable, measure
+
+    if (speed := cached(config.model)) or not measurable(config.model, here.device):
+        return speed
+    typer.echo("Measuring this machine, once: under a minute.", err=True)
+    return measure(config.model)
 
 
 def _print_forecast(module, found: list, config, here, as_json: bool) -> None:

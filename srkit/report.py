@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from srkit import figures, health, metrics
 from srkit.config import Config
+from srkit.figures.style import PAGE
 from srkit.plan import SEED_MODELS
 from srkit.study import Row, Study
 
@@ -211,7 +212,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem;
        color: #222; background: #fff }
 h1 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
-figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
+figure { margin: 1.5rem 0 } img { min-width: min(100%, 22rem); height: auto }
 figcaption, .note { color: #555; font-size: .9rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #eee; text-align: right }
@@ -298,16 +299,15 @@ def _already_tuned(name: str) -> str:
 
 
 def _figure(study: Study, name: str) -> str:
-    draw_figure(study, name)
+    width = draw_figure(study, name).get_figwidth() / PAGE
     data = (study.path / "figures" / f"{name}.png").read_bytes()
     caption = CAPTIONS.get(name, "What each filter of the iteration kept and dropped, and why.")
     label = name.removeprefix("funnel_").replace("_", " ") if name.startswith("funnel") else ""
     text = _text(f"{label}: {caption}" if label else caption)
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     note = f'<span class="note">Numbers: figures/{_text(name)}.csv</span>'
-    return (
-        f'<figure><img src="{source}" alt="{text}"><figcaption>{text} {note}</figcaption></figure>'
-    )
+    image = f'<img style="width: {width:.0%}" src="{source}" alt="{text}">'
+    return f"<figure>{image}<figcaption>{text} {note}</figcaption></figure>"
 
 
 def _accuracy_beside_paper(study: Study) -> str:

@@ -18,6 +18,7 @@ from matplotlib.text import Text
 
 from srkit import constraints, figures, headtohead, health, length
 from srkit import reward_accuracy as accuracy
+from srkit.figures import judging, style
 
 MODELS = ("baseline", "M1", "self-rewarding/M2")
 
@@ -162,13 +163,13 @@ def test_reward_accuracy_draws_ours_and_the_papers_apart(drawn):
     assert ours.tolist() == pytest.approx(rows["value"].tolist())
     paper = next(line for line in axes.lines if line.get_marker() == "D")
     assert paper.get_ydata().tolist() == [0.651, 0.787, 0.804]
-    assert paper.get_color() == figures.PAPER_GREY
+    assert paper.get_color() == style.PAPER_GREY
 
 
 def test_another_arm_has_no_counterpart_in_the_paper():
-    assert figures._paper_value("self-rewarding/M3", "pairwise_accuracy") == 0.817
-    assert np.isnan(figures._paper_value("oracle/M3", "pairwise_accuracy"))
-    assert np.isnan(figures._paper_value("M3", "tie_rate"))
+    assert judging._paper_value("self-rewarding/M3", "pairwise_accuracy") == 0.817
+    assert np.isnan(judging._paper_value("oracle/M3", "pairwise_accuracy"))
+    assert np.isnan(judging._paper_value("M3", "tie_rate"))
 
 
 def test_length_trend_has_the_paper_in_its_own_panel(drawn):
