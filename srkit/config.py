@@ -165,7 +165,11 @@ class Candidates(Section):
 class Judge(Section):
     """M_t as the judge: K judgements per response, score = mean of those that parse."""
 
-    source: Literal["model", "random"] = Field("model", description="random: negative control")
+    source: Literal["model", "external", "human", "random", "oracle"] = Field(
+        "model",
+        description="M_t itself; external: arms.external_judge; human: the ranked responses of the "
+        "seed; random: negative control; oracle: arms.oracle, positive control",
+    )
     rubric: Literal["additive", "multiple_choice"] = Field(
         "additive", description="the paper's Fig. 2 (0 to 5 points) or its Fig. 7 (1 of 5)"
     )
@@ -215,8 +219,32 @@ class Eval(Section):
     resamples: PositiveInt = Field(2000, description="bootstrap resamples, by prompt")
 
 
+class Arms(Section):
+    """What single arms need beside the settings that all arms share."""
+
+    oracle: Annotated[list[str], Field(min_length=1)] = Field(
+        ["min_words=8", "max_words=20", "sentences=1", "list_items=0", "ends_with=."],
+        description="constraints, kind=value as in srkit.constraints; a point for each that is met",
+    )
+    external_judge: Literal["M0", "baseline", "M1", "endpoint"] = Field(
+        "M0", description="the fixed judge of that arm; endpoint: the model of endpoint.model"
+    )
+    positive_share: float = Field(
+        0.25, gt=0, le=1, description="of the responses, for expected scores: no 5 is ever reached"
+    )
+
+    @field_validator("oracle")
+    @classmethod
+    def _constraints_can_be_checked(cls, constraints: list[str]) -> list[str]:
+        from srkit.constraints import parse  # which needs pandas: not for every --help
+
+        parse(constraints)
+        return constraints
+
+
 class Endpoint(Section):
-    """A model behind an OpenAI-compatible server, for `eval.referee` and `instruct.writer`.
+    """A model behind an OpenAI-compatible server: `eval.referee`, `instruct.writer`, or the judge
+    of an arm (`arms.external_judge`).
 
     Keys are no settings: they come from the environment and are written nowhere.
     """
@@ -257,6 +285,9 @@ class Config(Section):
     random_seed: int = Field(0, ge=0, description="another seed, another draw of everything")
     iterations: PositiveInt = Field(2, description="2: M1 to M3")
     start: Literal["M1", "baseline"] = Field("M1", description="baseline: no EFT (App. A.3)")
+    update: Literal["dpo", "sft"] = Field(
+        "dpo", description="of M_t: DPO on pairs; sft: on its best responses alone (App. A.4)"
+    )
     model: Model = Model()
     seed: Seed = Seed()
     sft: Sft = Sft()
@@ -267,10 +298,12 @@ class Config(Section):
     dpo: Dpo = Dpo()
     eval: Eval = Eval()
     endpoint: Endpoint = Endpoint()
+    arms: Arms = Arms()
 
     @model_validator(mode="after")
     def _an_endpoint_has_an_address(self) -> Config:
-        asked = "endpoint" in (self.eval.referee, self.instruct.writer)
+        roles = (self.eval.referee, self.instruct.writer, self.arms.external_judge)
+        asked = "endpoint" in roles
         if asked and not (self.endpoint.url and self.endpoint.model):
             raise ValueError("an endpoint is asked for: set endpoint.url and endpoint.model")
         return self
@@ -310,7 +343,11 @@ LIMITS = (
 ARMS: dict[str, dict[str, str]] = {
     "self-rewarding": {},
     "ift-only": {"start": "baseline"},
+    "positive-only": {"update": "sft"},
+    "human": {"judge.source": "human"},
+    "external-judge": {"judge.source": "external"},
     "random-judge": {"judge.source": "random"},
+    "oracle": {"judge.source": "oracle"},
 }
 
 

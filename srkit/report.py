@@ -35,6 +35,9 @@ CAPTIONS = {
     "win_rates": "Comparisons of answers to the same test prompts by the referee, in both orders; "
     "where the orders disagree it is a tie.",
     "constraints": "Share of checkable constraints that the answers meet: no judge is involved.",
+    "controls": "The oracle's score: the share of its constraints that answers to the test prompts "
+    "meet. Trained on the oracle's preferences it must rise, or the machine is broken; trained on "
+    "coin flips it must not.",
     "length_trend": "Length of the answers to the test prompts; the paper's values are in a panel "
     "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
     "length_distributions": "Distribution of answer lengths, with medians.",
@@ -54,6 +57,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
         "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
         "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
         "constraints": (figures.constraint_pass_rates, "win_rates", "constraints"),
+        "controls": (figures.controls, "win_rates", "controls"),
         "length_trend": (figures.length_trend, "length_drift", "by_model"),
         "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
         "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
@@ -122,6 +126,7 @@ def findings(study: Study) -> list[str]:
         *_matches(wins["head_to_head"]),
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
+        *_controls(wins["controls"]),
         *_lengths(lengths),
     ]
 
@@ -185,6 +190,19 @@ def _constraints(table: pd.DataFrame) -> list[str]:
     rows = table[table["kind"] == "all constraints"].to_dict("records")
     each = ", ".join(f"{row['model']} {_rate(row)}" for row in rows)
     return [f"Checkable constraints met: {each}."] if rows else []
+
+
+def _controls(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.dropna(subset="difference").to_dict("records"):
+        change = {"low": row["difference_low"], "high": row["difference_high"]}
+        told.append(
+            f"The oracle's score of {row['model']} against {row['reference']}: "
+            f"{100 * row['difference']:+.1f} points [{100 * change['low']:+.1f}, "
+            f"{100 * change['high']:+.1f}], {row['n']} prompts: "
+            f"{_against(change, 0, 'higher', 'lower', 'no difference shown')}."
+        )
+    return told
 
 
 def _lengths(table: pd.DataFrame) -> list[str]:

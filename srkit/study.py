@@ -139,7 +139,7 @@ class Study:
             _write_config(path, config)
         else:
             config = _merge(path, stored, preset, overrides, change)
-        arms = tuple(name for name in ARMS if name in asked or (path / name / "iter-1").is_dir())
+        arms = tuple(name for name in ARMS if name in asked or _begun(path, name))
         return cls(path, config, arms or (PAPER_ARM,))
 
     # --- what is there -------------------------------------------------------------------------
@@ -346,6 +346,11 @@ class Study:
             first(lambda: write_atomically(self.path / step.outputs[0], lines))
         return self.read(name)
 
+    def copy_table(self, name: str) -> list[Row]:
+        """Make a table that an arm shares with the paper's: a copy, byte by byte. Returns rows."""
+        self.make_file(name, lambda: self.read_text(self.step(name).same_as))
+        return self.read(name)
+
     def make_file(self, name: str, work: Callable[[], str]) -> None:
         """Make a step whose one output is a text file; `work` runs in the first process alone."""
         if first(lambda: self.state(name)) == "done":
@@ -472,6 +477,14 @@ class Study:
     def _partials(self, step: Step) -> list[Path]:
         target = self.path / step.name
         return sorted(target.parent.glob(f"{target.name}.partial-*"))
+
+
+def _begun(path: Path, arm: str) -> bool:
+    """Whether an arm has tables; those that others copy are no sign that the paper's was begun."""
+    folder = path / arm / "iter-1"
+    if arm != PAPER_ARM:
+        return folder.is_dir()
+    return any(not f.name.startswith(("prompts", "candidates")) for f in folder.glob("*"))
 
 
 def write_atomically(path: Path, text: str) -> None:

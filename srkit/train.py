@@ -252,9 +252,16 @@ def _tokens_seen(rows: list[Row], settings: Sft | Dpo, seed: int, steps: int) ->
 
 
 def train_sft(
-    cfg: Model, examples: Sequence[Example], settings: Sft, folder: Path, seed: int
+    cfg: Model,
+    examples: Sequence[Example],
+    settings: Sft,
+    folder: Path,
+    seed: int,
+    adapter: Path | None = None,
 ) -> TrainingRun:
     """Fine-tune a new adapter on M0, with the loss on completions only (paper section 2.1).
+
+    With `adapter`, a copy of the one in that folder is trained on.
 
     Writes adapter_model.safetensors, adapter_config.json, fingerprint.json and training.jsonl into
     `folder`; checkpoints lie there meanwhile, and an interrupted run goes on from the last one.
@@ -266,7 +273,10 @@ def train_sft(
     planned_steps(len(rows), settings)
     seed = seed % 2**32  # numpy takes no more
     set_seed(seed)
-    policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
+    if adapter:
+        policy = attach_adapter(Policy(base, tokenizer, folder.name), adapter, trainable=True)
+    else:
+        policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
     return _train(_Sft, policy, rows, cfg, settings, folder, seed, len(examples))
 
 

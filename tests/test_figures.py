@@ -72,6 +72,12 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
         ),
         "training_curves": training,
         "constraint_pass_rates": constraints.pass_rates(answers, 50),
+        "controls": constraints.oracle_scores(
+            answers,
+            constraints.parse(["max_words=5"]),
+            {"self-rewarding/M2": "M1"},
+            50,
+        ),
     }
     return {name: (getattr(figures, name)(frame), frame) for name, frame in frames.items()}
 
@@ -111,7 +117,7 @@ def test_bytes_are_the_same_in_another_process(tmp_path, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "font.size", 19.0)
     monkeypatch.setitem(mpl.rcParams, "savefig.dpi", 31)
     here = save_all(tmp_path / "here")
-    assert len(here) == 9 * 4
+    assert len(here) == 4 * len(gallery())
     assert str(here) == there.stdout.strip()
 
 
@@ -223,6 +229,26 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
     assert "ln 2" not in words(sft)
 
 
+def test_controls_start_where_the_arm_started():
+    rows = [("M1", 0.5), ("oracle/M2", 0.6), ("oracle/M3", 0.7)]
+    rows += [("random-judge/M2", 0.5), ("random-judge/M3", 0.4)]
+    table = pd.DataFrame(rows, columns=["model", "value"]).assign(n=9)
+    table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1)
+    table["reference"] = [None, *["M1"] * 4]
+    table["difference"] = [np.nan, *(table["value"][1:] - 0.5)]
+    for end in ("low", "high"):
+        table[f"difference_{end}"] = table["difference"]
+    figure = figures.controls(table)
+    level, change = figure.axes
+    walks = [line.get_ydata().tolist() for line in level.lines if len(line.get_ydata()) == 3]
+    assert [0.5, 0.6, 0.7] in walks
+    assert [0.5, 0.5, 0.4] in walks
+    assert [t.get_text() for t in level.get_xticklabels()] == ["start", "M2", "M3"]
+    assert [t.get_text() for t in change.get_xticklabels()] == ["M2", "M3"]
+    assert "Start: M1" in words(figure)
+    assert "n = 9 prompts" in words(figure)
+
+
 @pytest.mark.parametrize(
     ("draw", "reason"),
     [
@@ -235,6 +261,7 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
         (figures.iteration_funnel, "the iteration has no rows"),
         (figures.training_curves, "no training step was logged"),
         (figures.constraint_pass_rates, "no test prompt has a constraint"),
+        (figures.controls, "no answer was scored by the oracle"),
     ],
 )
 def test_an_empty_frame_says_why(draw, reason):

@@ -555,6 +555,10 @@ def test_arms_are_those_begun_and_those_asked_for(study):
     assert Study.open(path).arms == ("ift-only",)
     assert Study.open(path, arm="random-judge").arms == ("ift-only", "random-judge")
     (path / "self-rewarding/iter-1").mkdir(parents=True)
+    for shared in ("prompts.jsonl", "candidates.partial-0"):
+        (path / "self-rewarding/iter-1" / shared).touch()
+    assert Study.open(path).arms == ("ift-only",), "another arm copies those"
+    (path / "self-rewarding/iter-1/judgements.partial-0").touch()
     assert Study.open(path).arms == ("self-rewarding", "ift-only")
 
 
