@@ -32,6 +32,7 @@ from srkit.study import Row, Study, derive_seed
 KIT = Path(__file__).resolve().parents[1] / "data" / "seed"
 FILES = ("ift.jsonl", "eft.jsonl", "test_prompts.jsonl")
 SUFFIXES = (".jsonl", ".gz", ".parquet", ".json", ".csv")  # a hub id may hold a dot as well
+ExpectedLength = Literal["1 sentence", "1-3 sentences", "1 paragraph", "2 paragraphs"]
 MESSAGE_FIELDS = ("message_id", "parent_id", "text", "role", "lang", "rank")
 
 
@@ -76,13 +77,18 @@ class EftRow(_Record):
 
 
 class TestRow(_Record):
-    """A row of test_prompts.jsonl; constraints are checked by `srkit.constraints`."""
+    """A row of test_prompts.jsonl; constraints are checked by `srkit.constraints`.
+
+    Complexity and expected length are the labels of the paper's Fig. 11, for `srkit.breakdowns`.
+    """
 
     __test__ = False  # not a test class for pytest
     id: str
     task: str
     prompt: str
     constraints: list[dict[str, Any]]
+    complexity: int | None = Field(None, ge=1, le=10)
+    expected_length: ExpectedLength | None = None
 
     @field_validator("constraints")
     @classmethod
