@@ -4,16 +4,16 @@ Texts become vectors by TF-IDF and a truncated SVD, drawn with t-SNE: no downloa
 but the tables. How new the self-made prompts are is measured against the seed, against earlier
 iterations and against the test prompts; what they are about by k-means over all prompts.
 
-Surprising decisions: the vectors know words, not meaning, so two ways to say one thing lie apart; the
-paper's (a sentence-embedding model, which one is not known) know more. A t-SNE map shows what lies
-near what; distances between groups and their sizes mean nothing. In the map EFT stands as it is
-trained on, rubric included, as in the paper, and the rubric alone makes it a group of its own;
-everywhere else its plain prompts are meant. t-SNE is sensitive to the last bit: the same tables
-give the same bytes on one machine (one thread, a fixed seed), not on every one. The generator's
-filter drops prompts whose ROUGE-L with IFT or earlier prompts exceeds 0.7, so no near-duplicates of
-those are found; what the filter does not see are EFT and the test prompts.
+Surprising decisions: the vectors know words, not meaning, so two ways to say one thing lie apart;
+the paper's (from which model is not known) may know more. A t-SNE map shows what lies near what;
+distances between groups and their sizes mean nothing. In the map EFT stands as it is trained on,
+rubric included, as in the paper, and the rubric alone makes it a group of its own; everywhere else
+its plain prompts are meant. t-SNE is sensitive to the last bit: the same tables give the same bytes
+on one machine (one thread, a fixed seed), not on every one. The generator's filter drops prompts
+whose ROUGE-L with IFT or earlier prompts exceeds 0.7, so no near-duplicates of those are found;
+what the filter does not see are EFT and the test prompts.
 
-    python -c "from srkit.distribution import nearest; print(nearest(['A red cat'], ['a blue cat']))"
+    python -c "from srkit.distribution import nearest; print(nearest(['A cat'], ['a cat']))"
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def text_map(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
 
 
 def nearest(texts: Texts, others: Texts | None = None) -> pd.DataFrame:
-    """How near each text comes to any of `others`: columns rouge (ROUGE-L F1) and cosine, in [0, 1].
+    """How near each text comes to any of `others`: columns rouge and cosine, in [0, 1].
 
-    Without `others` the rest of the texts themselves. Cosine is of TF-IDF vectors.
+    Without `others` the rest of the texts themselves. ROUGE-L F1; the cosine of TF-IDF vectors.
     """
     alone = others is None
     others = texts if alone else others

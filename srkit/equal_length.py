@@ -11,7 +11,7 @@ with more responses weigh more. Two lengths differ by |a - b| / max(a, b), so th
 pairs. A matched subsample keeps other prompts as well as other pairs: a change of the rate may be
 theirs, which is why n stands beside it. Shares explained are descriptions: nothing was randomised.
 
-    python -c "from srkit.equal_length import relative_difference; print(relative_difference(90, 100))"
+    python -c "from srkit.equal_length import *; print(relative_difference(90, 100))"
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def win_rates(
     table = headtohead.verdicts(comparisons).dropna(subset="verdict")
     characters = _answer_lengths(responses)
     lengths = [
-        np.array([characters[answer] for answer in zip(table[side], table["prompt_id"], strict=True)])
+        np.array(
+            [characters[answer] for answer in zip(table[side], table["prompt_id"], strict=True)]
+        )
         for side in ("left", "right")
     ]
     table["apart"] = relative_difference(*lengths)

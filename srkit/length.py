@@ -7,9 +7,10 @@ the judge's score follows length.
 
 Surprising decisions: characters are the unit that compares across tokenizers and with the paper's
 numbers; an answer cut at the token limit is shorter than the model wanted it, so the truncated
-share belongs beside every mean. Repetition is the share of an answer's 4-grams of words that stood in
-it before; an answer of three words or fewer repeats nothing. Score and length are correlated within prompts (rank correlation,
-then the mean), because across prompts both follow how much the prompt asks for.
+share belongs beside every mean. Repetition is the share of an answer's 4-grams of words that stood
+in it before; an answer of three words or fewer repeats nothing. Score and length are correlated
+within prompts (rank correlation, then the mean), because across prompts both follow how much the
+prompt asks for.
 
     python -c "from srkit.length import PAPER_CHARACTERS; print(PAPER_CHARACTERS)"
 """
