@@ -1,7 +1,7 @@
 """Results by kind of prompt: task, complexity, expected length (paper Figs. 4 and 11).
 
-The paper had GPT-4 label 805 prompts; here the labels (`task`, `complexity`, `expected_length`) come
-with the seed set's test prompts, and a seed without them (Open Assistant) has an empty breakdown.
+The paper had GPT-4 label 805 prompts; here the labels (task, complexity, expected_length) come with
+the seed set's test prompts, and a seed without them (Open Assistant) has an empty breakdown.
 Broken down are the win rate against the baseline, the constraints met and the length of the answers
 to the test prompts, and, on the held-out rankings, the judge's score and pairwise accuracy.
 
