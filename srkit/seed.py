@@ -65,6 +65,7 @@ def _whole(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_readable)]
+ExpectedLength = Literal["1 sentence", "1-3 sentences", "1 paragraph", "2 paragraphs"]
 
 
 class _Record(BaseModel):
@@ -115,13 +116,18 @@ class EftRow(_Record):
 
 
 class TestRow(_Record):
-    """A row of test_prompts.jsonl; constraints are checked by `srkit.constraints`."""
+    """A row of test_prompts.jsonl; constraints are checked by `srkit.constraints`.
+
+    Complexity and expected length are the labels of the paper's Fig. 11, for `srkit.breakdowns`.
+    """
 
     __test__ = False  # not a test class for pytest
     id: Text
     task: Text
     prompt: Text
     constraints: list[dict[str, Any]]
+    complexity: int | None = Field(None, ge=1, le=10)
+    expected_length: ExpectedLength | None = None
 
     @field_validator("constraints")
     @classmethod
