@@ -144,6 +144,8 @@ def _edit_json(file: Path, change: dict) -> None:
     lines = file.read_text("utf-8").splitlines() if file.suffix == ".jsonl" else None
     place = change.get("line", 1) - 1
     row = json.loads(lines[place] if lines else file.read_text("utf-8"))
+    if not change.get("sealed"):
+        row.pop("seal", None)  # a line of another version has none
     for name, value in change.get("set", {}).items():
         *path, last = [int(p) if p.isdigit() else p for p in name.split(".")]
         target = row
