@@ -397,11 +397,12 @@ class Study:
         if first(lambda: self.state(name)) == "done":
             return self.read(name)
         step = self.step(name)
-        with self._making(step) as (partial, record):
+        with self._making(step) as (partial, record), ExitStack() as held:
             chunks = first(lambda: _chunks(partial))
             rows = [row for c in chunks for row in c["rows"]]
             parts = range(len(chunks) * chunk, len(items), chunk)
-            bar = tqdm(total=len(items), initial=min(parts.start, len(items)), desc=name, **_BAR)
+            begun = min(parts.start, len(items))
+            bar = held.enter_context(tqdm(total=len(items), initial=begun, desc=name, **_BAR))
             for start in parts:
                 if until(rows):
                     break

@@ -35,7 +35,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -419,9 +419,10 @@ def _train(
             _restore(policy.model, start)
             first_loss = _check_start(trainer, start) if kind is _Dpo else None
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(_Progress())
             checkpoint = first(lambda: _last_checkpoint(folder / "checkpoints"))
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with closing(_Progress()) as progress:  # whatever is said next has a line of its own
+                trainer.add_callback(progress)
+                trainer.train(resume_from_checkpoint=checkpoint)
         log = _log_rows(trainer.state.log_history)
         _check_end(policy.model, start, log)
         if kind is _Dpo:
@@ -531,6 +532,8 @@ def _log_rows(history: list[Row]) -> list[Row]:
 class _Progress(TrainerCallback):
     """A progress bar, the seconds of each step in the log, and a mark on whole checkpoints."""
 
+    bar: tqdm | None = None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.bar = tqdm(
             total=state.max_steps,
@@ -556,8 +559,9 @@ class _Progress(TrainerCallback):
             sync_files(checkpoint)
             write_atomically(checkpoint / WHOLE, "")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.bar.close()
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class _Order(Sampler):

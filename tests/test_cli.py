@@ -1,8 +1,11 @@
 """The command line: light help, errors in one paragraph, status as JSON, what `run` would run."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,6 +51,21 @@ def executed(monkeypatch):
 
     monkeypatch.setattr(cli, "_execute", execute)
     return names
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_with_one_line(number, code, srkit, tmp_path, monkeypatch):
+    def interrupted(*args):
+        os.kill(os.getpid(), getattr(signal, number))
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Study, "open", interrupted)
+    try:
+        said = srkit("make", "--study", tmp_path / "s", "--preset", "tiny")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said == (code, "", f"srkit: stopped by {number}. {cli.KEPT}\n")
 
 
 def test_help_and_package_import_nothing_heavy():

@@ -603,6 +603,72 @@ def test_a_folder_is_continued_and_its_checkpoints_go(full):
     assert full.adapter("M1") == target
 
 
+@pytest.fixture
+def trained(full):
+    """`trained()` makes M1 again, whose folder was lost; a list of what training it did."""
+    step, done = full.step("M1/adapter"), []
+    shutil.rmtree(full.path / "M1/adapter")
+
+    def train(folder):
+        done.append(folder.name)
+        (folder / "checkpoints").mkdir()
+        for output in step.outputs:
+            (folder / Path(output).name).write_text("trained")
+        return {"steps": 7, "earlier_seconds": 1000.0}
+
+    def make() -> list[str]:
+        full.make_folder("M1/adapter", train)
+        return done
+
+    return make
+
+
+def killed_in(function: str, monkeypatch, act) -> None:
+    """Do something, until this function of the study would be called."""
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, die)
+        with pytest.raises(KeyboardInterrupt):
+            act()
+
+
+@pytest.mark.parametrize("lost", ["_replace_folder", "append_line"])
+def test_a_kill_after_training_repeats_no_training(lost, full, trained, monkeypatch):
+    """Before the folder takes its place, and after that, before the manifest line."""
+
+    killed_in(lost, monkeypatch, trained)
+    assert len(trained()) == 1
+    assert full.state("M1/adapter") == "done"
+    assert full.manifest()[-1]["steps"] == 7
+    assert 1000 <= full.manifest()[-1]["seconds"] < 1010, "with those of interrupted runs"
+    assert sorted(p.name for p in (full.path / "M1").glob("adapter*")) == ["adapter"]
+
+
+def test_a_trained_folder_that_was_altered_is_trained_again(full, trained, monkeypatch):
+    """What the note says of the work holds for the very files that it names."""
+    killed_in("append_line", monkeypatch, trained)
+    (full.path / "M1/adapter/fingerprint.json").write_text("torn")
+    assert len(trained()) == 2
+    assert full.state("M1/adapter") == "done"
+
+
+def test_what_a_kill_after_the_manifest_line_left_goes_with_the_next_step(full, make):
+    step = full.step("M1/adapter")
+    litter = full._partial(step)
+    note = litter.with_name(f"{litter.name}.worked")
+    note.write_text("{}")
+    other = litter.with_name("adapter.partial-12345678")
+    other.mkdir()
+    assert full.state("M1/adapter") == "done"
+    (full.path / "report.html").unlink()
+    make(full, "report")
+    assert not note.exists()
+    assert other.exists(), "work under other settings, which may come back"
+
+
 def test_a_file_step(study, full):
     assert (full.path / "report.html").read_text() == "report\n"
     full.make_file("report", lambda: 1 / 0)

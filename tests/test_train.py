@@ -430,6 +430,8 @@ def test_a_killed_sft_goes_on_and_ends_the_same(step, m1, tmp_path, monkeypatch)
     assert _sha(folder) == _sha(m1[0])
     assert (folder / "fingerprint.json").read_text() == (m1[0] / "fingerprint.json").read_text()
     assert [row["loss"] for row in run.log] == [row["loss"] for row in m1[1].log]
+    assert (run.earlier_seconds > 0) == (step > 1)
+    assert run.earlier_seconds <= run.seconds
     assert (run.steps, run.trained_tokens) == (m1[1].steps, m1[1].trained_tokens)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness import (
     MESSAGE,
+    SERIES,
     Account,
     Run,
     Runner,
@@ -120,3 +121,34 @@ def test_every_step_survives_every_kill(name, how, runner, reference, account):
     kill_and_rerun(
         STEPS[name], [death(how, name, reference[1].events, rng)], runner, reference, account
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_series_that_is_killed_again_and_again(seed, runner, reference, account, tmp_path):
+    """One study from its first step on: every run is killed after some time, until one is let."""
+    (whole, done), study, rng = reference, tmp_path / "study", random.Random(seed)
+    runs, killed_in = [], []
+    for _ in range(15):
+        one = {"after": rng.uniform(0.05, 3), "signal": rng.choice(list(CODES))}
+        runs.append(runner.run("make", *SERIES, "--study", study, death=one))
+        if runs[-1].code == 0:
+            break
+        assert runs[-1].code == CODES[one["signal"]], (one, runs[-1].said)
+        killed_in.append(runs[-1].events[-1]["step"])
+        account.note(killed_in[-1], one)
+    else:
+        runs.append(runner.run("make", *SERIES, "--study", study))
+    assert runs[-1].code == 0, runs[-1].said
+    for name, step in STEPS.items():
+        if name != "report":  # it tells how long the steps took
+            account.compare(whole, study, step)
+        assert repeated("chunk", name, runs, done) <= killed_in.count(name)
+        steps = repeated("training step", name, runs, done)
+        assert steps <= CHECKPOINT.get(kind_of(name), 0) * killed_in.count(name)
+    for bad in ("files lost", "rows lost", "rows double", "bytes differing"):
+        assert not account.cost[bad], bad
+    assert [line["step"] for line in manifest(study)] == list(STEPS)
+    for figure in (whole / "figures").iterdir():
+        assert (study / "figures" / figure.name).read_bytes() == figure.read_bytes()
+    assert not strangers(whole, study)
