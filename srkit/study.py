@@ -642,7 +642,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def _disk_full(error: Exception) -> bool:
     """Also where a library's own error hides it: safetensors, and torch, which gives no reason."""
-    hidden = ("os error 28", "PytorchStreamWriter failed writing")
+    hidden = ("os error 28", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
     full = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(words in str(error) for words in hidden)
 
