@@ -491,8 +491,8 @@ class Study:
                     "finish, stop it, or use another --study."
                 ) from None
         with held:
-            since, command = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.orig_argv)[:200]
-            who = f"process {os.getpid()} on {platform.node()} ({command})"
+            since, words = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.orig_argv).split()
+            who = f"process {os.getpid()} on {platform.node()} ({' '.join(words)[:200]})"
             write_atomically(note, f"{who}, since {since}, {doing}")
             yield
 
