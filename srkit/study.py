@@ -542,8 +542,8 @@ class Study:
                     "finish, stop it, or use another --study."
                 ) from None
         with held:
-            since, command = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.orig_argv)[:200]
-            who = f"process {os.getpid()} on {platform.node()} ({command})"
+            since, words = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.orig_argv).split()
+            who = f"process {os.getpid()} on {platform.node()} ({' '.join(words)[:200]})"
             write_atomically(note, f"{who}, since {since}, {doing}")
             yield
 
@@ -719,7 +719,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def _disk_full(error: Exception) -> bool:
     """Also where a library's own error hides it: safetensors, and torch, which gives no reason."""
-    hidden = ("os error 28", "PytorchStreamWriter failed writing")
+    hidden = ("os error 28", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
     full = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(words in str(error) for words in hidden)
 

@@ -38,7 +38,7 @@ from srkit.plan import plan
 from srkit.prompts import SCORE_STOP, compare_prompt, judge_prompt, user
 from srkit.study import Study
 
-pytest.importorskip("openai", reason="the extra `endpoint` is not installed")
+pytest.importorskip("openai", reason="needs the openai client: pip install 'srkit[endpoint]'")
 KEY = "sk-very-secret-1234567890"
 DIGITS = [f" {i}" for i in range(6)]
 FORCED = {"role": "assistant", "content": "Score:"}
@@ -127,7 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         (fault or self.server.answer)(self, body)
 
     def send(self, status, body, kind="application/json", length=None, **headers):
-        body = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        body = body.encode() if isinstance(body, str) else body
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         headers |= {"Content-Type": kind, "Content-Length": str(length or len(body))}
         for name, value in headers.items():
@@ -162,6 +163,34 @@ def break_off(handler, body):
     handler.close_connection = True
 
 
+def garbage(handler, body):
+    """No HTTP at all."""
+    handler.wfile.write(b"\x00\xff\xfe SSH-2.0 hello\r\n\r\n")
+    handler.close_connection = True
+
+
+def vanish(handler, body):
+    handler.close_connection = True
+
+
+def trickle(handler, body):
+    """A byte now and then, each in time for the client, for longer than a request may take."""
+    handler.send(200, "", length=1000)
+    try:
+        for _ in range(40):
+            handler.wfile.write(b" ")
+            time.sleep(0.1)
+    except OSError:  # the client has hung up
+        pass
+    handler.close_connection = True
+
+
+def without_text(handler, body):
+    whole = completion()
+    whole["choices"][0]["message"] = None
+    handler.send(200, whole)
+
+
 FAULTS = {
     "500": lambda handler, body: handler.send(500, {"error": {"message": "out of memory"}}),
     "429": lambda handler, body: handler.send(429, {}, retry_after_ms="20"),
@@ -172,10 +201,21 @@ FAULTS = {
     "a page": lambda handler, body: handler.send(200, "<html>Sign in</html>", "text/html"),
     "a list": lambda handler, body: handler.send(200, []),
     "no choice": lambda handler, body: handler.send(200, completion() | {"choices": []}),
+    "503": lambda handler, body: handler.send(503, "busy", "text/plain"),
+    "garbage": garbage,
+    "vanishes": vanish,
+    "not gzip": lambda handler, body: handler.send(200, completion(), content_encoding="gzip"),
+    "not UTF-8": lambda handler, body: handler.send(200, b'{"choices": "\xff\xfe\x00"}'),
+    "nothing": lambda handler, body: handler.send(200, ""),
+    "null": lambda handler, body: handler.send(200, None),
+    "no message": without_text,
+    "a word as count": lambda handler, body: handler.send(200, completion(prompt_tokens="many")),
     "no usage": lambda handler, body: handler.send(200, completion() | {"usage": None}),
 }
 SAID = {"500": "out of memory", "429": "endpoint.concurrency", "hangs": "endpoint.timeout",
-        "resets": "Is the server running", "breaks off": "Is the server running"}  # fmt: skip
+        "resets": "Is the server running", "breaks off": "Is the server running",
+        "503": "The server's own log says more", "garbage": "Is the server running",
+        "vanishes": "Is the server running", "not gzip": "Is the server running"}  # fmt: skip
 
 
 @pytest.fixture
@@ -402,6 +442,30 @@ def test_a_failure_keeps_whole_chunks_and_the_cost_is_counted(server, refereed, 
     assert not any(KEY.encode() in file.read_bytes() for file in written)
 
 
+def test_a_table_made_through_every_fault_is_the_undisturbed_one(server, refereed, make):
+    """A third of the answers fail in one way or another, and the run is begun again as needed."""
+    undisturbed = Study.open(refereed.path.with_name("undisturbed"), overrides=(
+        f"eval.referee=endpoint endpoint.url={refereed.config.endpoint.url} endpoint.model=m"
+    ), preset="tiny")  # fmt: skip
+    make(undisturbed, "seed/eft_eval", refereed.read("seed/eft_eval"))
+    make_referee_comparisons(undisturbed)
+
+    turns = itertools.cycle([*FAULTS.values()])
+    server.faults = (next(turns) if i % 3 == 2 else answer for i in itertools.count())
+    overrides = "endpoint.retries=3 endpoint.timeout=0.3 endpoint.concurrency=2"
+    study, runs = Study.open(refereed.path, overrides=overrides, change=True), 0
+    while study.state("referee/comparisons") != "done":
+        runs += 1
+        assert runs < 20
+        try:
+            make_referee_comparisons(study)
+        except SrkitError as error:
+            server.said = [*getattr(server, "said", ()), str(error)]
+    assert all("is kept" in message for message in getattr(server, "said", ()))
+    name = "referee/comparisons.jsonl"
+    assert (study.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
+
+
 def test_a_referee_that_says_neither_has_no_preference(server, refereed):
     neither = [("The", -0.1, (("The", -0.1), ("I", -2.5)))]
 
@@ -467,7 +531,7 @@ def llama_cpp(folder: Path, port: int) -> list[str]:
     """llama-server with the embedded weights as float32, as srkit reads them."""
     program = os.environ.get("SRKIT_LLAMA_SERVER") or shutil.which("llama-server")
     if not program:
-        pytest.skip("no llama-server on the path nor in SRKIT_LLAMA_SERVER")
+        pytest.skip("needs llama.cpp's llama-server: put it on the path or in SRKIT_LLAMA_SERVER")
     gguf = unpacked_gguf(folder / "smollm2.gguf")
     options = f"-m {gguf} --port {port} --alias smollm2 -c 8192 -np 4 -t 2 --no-webui -ctk f32 -ctv"
     return [program, *options.split(), "f32", "-fa", "off"]
@@ -476,7 +540,7 @@ def llama_cpp(folder: Path, port: int) -> list[str]:
 def vllm(folder: Path, port: int) -> list[str]:
     python = os.environ.get("SRKIT_VLLM_PYTHON") or sys.executable
     if subprocess.run([python, "-c", "import vllm"], capture_output=True).returncode:
-        pytest.skip("no vllm in this environment, nor in that of SRKIT_VLLM_PYTHON")
+        pytest.skip("needs vLLM: install it here, or in the environment of SRKIT_VLLM_PYTHON")
     options = f"--served-model-name smollm2 --port {port} --dtype float32 --enforce-eager"
     limits = "--max-model-len 2048 --max-num-seqs 8 --disable-log-stats"
     words = f"-m vllm.entrypoints.openai.api_server --model {weights()} {options} {limits}"
@@ -486,7 +550,7 @@ def vllm(folder: Path, port: int) -> list[str]:
 def transformers_serve(folder: Path, port: int) -> list[str]:
     python = os.environ.get("SRKIT_SERVE_PYTHON") or sys.executable
     if subprocess.run([python, "-c", "import fastapi, uvicorn"], capture_output=True).returncode:
-        pytest.skip("no transformers[serving] here, nor in the environment of SRKIT_SERVE_PYTHON")
+        pytest.skip("needs transformers[serving]: install it here, or for SRKIT_SERVE_PYTHON")
     run = "from transformers.cli.transformers import main; main()"
     return [python, "-c", run, "serve", str(weights()), "--port", str(port), "--device", "cpu"]
 

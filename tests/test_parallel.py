@@ -19,7 +19,7 @@ from srkit.parallel import fork_map, shares
 from srkit.prompts import user
 from srkit.study import peak_memory_mb
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs forks: run on Linux")
 
 
 @pytest.fixture

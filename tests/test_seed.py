@@ -457,7 +457,7 @@ def test_a_source_that_is_too_small_says_what_was_left_out(tmp_path):
 def test_the_real_rows(name):
     file = OASST / f"{name}.messages.jsonl.gz"
     if not file.exists():
-        pytest.skip(f"{file} is not there: Open Assistant rows are never shipped with the kit")
+        pytest.skip(f"needs Open Assistant rows, which are not shipped: put them at {file}")
     data = load(config(file, overrides=f"{WHOLE} seed.eval_prompts=40", words=300))
     assert_disjoint(data)
     rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]

@@ -704,10 +704,10 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     if not shutil.which("mount") or os.geteuid():
-        pytest.skip("mounting a small disk needs root")
+        pytest.skip("needs root to mount a small disk: run as root")
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this machine does not let root mount a small disk")
+        pytest.skip("needs a machine where root may mount: leave the locked-down container")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

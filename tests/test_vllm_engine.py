@@ -80,7 +80,7 @@ def plain() -> HfEngine:
 @pytest.fixture(scope="module")
 def study(folder, adapted):
     """As much of a study as an engine asks for; its server is closed afterwards."""
-    pytest.importorskip("vllm", reason="vLLM is not installed: see srkit/vllm_engine.py")
+    pytest.importorskip("vllm", reason="needs vLLM: install it as srkit/vllm_engine.py says")
     config = SimpleNamespace(model=Model(name=str(folder), engine="vllm", lora_rank=8))
     yield SimpleNamespace(config=config, adapter=lambda name: folder.parent / name)
     models.release()

@@ -181,7 +181,7 @@ def test_a_notebook_says_which_one_to_run_first(tmp_path):
 def test_open_assistant_rows_take_the_kits_place(tmp_path, name):
     file = OASST / f"{name}.messages.jsonl.gz"
     if not file.exists():
-        pytest.skip(f"{file} is not on this machine: real Open Assistant rows are not shipped")
+        pytest.skip(f"needs Open Assistant rows, which are not shipped: put them at {file}")
     path = tmp_path / name
     srkit("run", "--preset", "tiny", "--study", path, "--set", f"seed.source={file}")
     assert {s["state"] for s in status(path).values()} == {"done"}
