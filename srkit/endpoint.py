@@ -34,7 +34,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from threading import Lock
@@ -237,7 +237,7 @@ class EndpointEngine:
                 time.sleep(min(PAUSE * 2**attempt, 8))
                 continue
             self._count(answer)
-            return answer
+            return replace(answer, text=self._masked(answer.text))
         raise SrkitError(
             f"{self._name()} answered {self.settings.retries + 1} times with something that is no "
             "chat completion. Is it an OpenAI-compatible server, and endpoint.url complete, with "
@@ -309,7 +309,7 @@ class EndpointEngine:
         """What the client gave up on, without the key, and what to do about it."""
         status = getattr(error, "status_code", None)
         kind = _RefusedError if status in (400, 422) else SrkitError
-        said = " ".join(str(error).replace(self._key() or "***", "***").split())
+        said = " ".join(self._masked(str(error)).split())
         advice = ADVICE.get(status or type(error).__name__, "The server's own log says more.")
         return kind(f"{self._name()} failed: {said[:300].rstrip('.')}. {advice} {KEPT}")
 
@@ -318,6 +318,10 @@ class EndpointEngine:
 
     def _key(self) -> str:
         return os.environ.get(self.settings.key_variable, "").strip()
+
+    def _masked(self, text: str) -> str:
+        """A server can send the key back, as an error or as an answer: neither is to keep it."""
+        return text.replace(self._key() or "***", "***")
 
     def _name(self) -> str:
         return f"The endpoint {self.settings.url} (model {self.settings.model!r})"
