@@ -28,6 +28,13 @@ def models(study: Study) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def starts(study: Study) -> dict[str, str]:
+    """The model that each arm started from, by the names of the arm's models."""
+    arms = {arm: study.config.for_arm(arm) for arm in study.arms}
+    names = [(m, config.start) for arm, config in arms.items() for m in model_names(config, arm)]
+    return {model: start for model, start in names if "/" in model}
+
+
 def iterations(study: Study) -> list[str]:
     """Folders of all iterations, such as `self-rewarding/iter-1`."""
     rounds = range(1, study.config.iterations + 1)
@@ -81,7 +88,8 @@ def make_length_drift(study: Study) -> Tables:
 def make_win_rates(study: Study) -> Tables:
     """Step `metrics/win_rates`: comparisons by the referee, its card, and checkable constraints.
 
-    Tables: `head_to_head`, `referee_card`, `constraints`.
+    Tables: `head_to_head`, `referee_card`, `constraints` (those that the prompts state), `controls`
+    (those of the oracle, on every answer).
     """
 
     def compute() -> Tables:
@@ -96,6 +104,9 @@ def make_win_rates(study: Study) -> Tables:
             "head_to_head": headtohead.head_to_head(rows, **options),
             "referee_card": headtohead.referee_card(card, study.frame("seed/eft_eval"), **options),
             "constraints": constraints.pass_rates(answers, **options),
+            "controls": constraints.oracle_scores(
+                answers, constraints.parse(study.config.arms.oracle), starts(study), **options
+            ),
         }
 
     return _make(study, "win_rates", compute)
@@ -104,9 +115,11 @@ def make_win_rates(study: Study) -> Tables:
 def load(study: Study, name: str) -> Tables:
     """The tables of a finished analysis, by name.
 
-    Raises: SrkitError naming the notebook to run first, or a file that was altered.
+    Raises: SrkitError naming the notebook to run first, a file that was altered, or tables that
+    were made again since.
     """
     text = study.read_text(f"metrics/{name}")
+    study.check_inputs(f"metrics/{name}")
     tables = {table: pd.DataFrame(rows) for table, rows in json.loads(text).items()}
     for table in tables.values():
         # a column in which nothing is defined comes back from JSON as None, not NaN

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from srkit import figures, health, metrics
 from srkit.config import Config
 from srkit.escape import block, escaped, page
+from srkit.figures.style import PAGE
 from srkit.plan import SEED_MODELS
 from srkit.study import Row, Study
 
@@ -35,6 +36,9 @@ CAPTIONS = {
     "win_rates": "Comparisons of answers to the same test prompts by the referee, in both orders; "
     "where the orders disagree it is a tie.",
     "constraints": "Share of checkable constraints that the answers meet: no judge is involved.",
+    "controls": "The oracle's score: the share of its constraints that answers to the test prompts "
+    "meet. Trained on the oracle's preferences it must rise, or the machine is broken; trained on "
+    "coin flips it must not.",
     "length_trend": "Length of the answers to the test prompts; the paper's values are in a panel "
     "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
     "length_distributions": "Distribution of answer lengths, with medians.",
@@ -54,6 +58,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
         "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
         "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
         "constraints": (figures.constraint_pass_rates, "win_rates", "constraints"),
+        "controls": (figures.controls, "win_rates", "controls"),
         "length_trend": (figures.length_trend, "length_drift", "by_model"),
         "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
         "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
@@ -122,6 +127,7 @@ def findings(study: Study) -> list[str]:
         *_matches(wins["head_to_head"]),
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
+        *_controls(wins["controls"]),
         *_lengths(lengths),
     ]
 
@@ -187,6 +193,19 @@ def _constraints(table: pd.DataFrame) -> list[str]:
     return [f"Checkable constraints met: {each}."] if rows else []
 
 
+def _controls(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.dropna(subset="difference").to_dict("records"):
+        change = {"low": row["difference_low"], "high": row["difference_high"]}
+        told.append(
+            f"The oracle's score of {row['model']} against {row['reference']}: "
+            f"{100 * row['difference']:+.1f} points [{100 * change['low']:+.1f}, "
+            f"{100 * change['high']:+.1f}], {row['n']} prompts: "
+            f"{_against(change, 0, 'higher', 'lower', 'no difference shown')}."
+        )
+    return told
+
+
 def _lengths(table: pd.DataFrame) -> list[str]:
     rows = table[table["unit"] == "characters"].to_dict("records")
     each = ", ".join(
@@ -212,7 +231,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem;
        color: #222; background: #fff }
 h1 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
-figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
+figure { margin: 1.5rem 0 } img { min-width: min(100%, 22rem); height: auto }
 figcaption, .note { color: #555; font-size: .9rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #eee; text-align: right }
@@ -292,16 +311,15 @@ def _already_tuned(name: str) -> str:
 
 
 def _figure(study: Study, name: str) -> str:
-    draw_figure(study, name)
+    width = draw_figure(study, name).get_figwidth() / PAGE
     data = (study.path / "figures" / f"{name}.png").read_bytes()
     caption = CAPTIONS.get(name, "What each filter of the iteration kept and dropped, and why.")
     label = name.removeprefix("funnel_").replace("_", " ") if name.startswith("funnel") else ""
     text = escaped(f"{label}: {caption}" if label else caption)
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     note = f'<span class="note">Numbers: figures/{escaped(name)}.csv</span>'
-    return (
-        f'<figure><img src="{source}" alt="{text}"><figcaption>{text} {note}</figcaption></figure>'
-    )
+    image = f'<img style="width: {width:.0%}" src="{source}" alt="{text}">'
+    return f"<figure>{image}<figcaption>{text} {note}</figcaption></figure>"
 
 
 def _accuracy_beside_paper(study: Study) -> str:

@@ -55,6 +55,7 @@ def make_step(study: Study, name: str) -> None:
         OF_STUDY[name](study)
     elif "/iter-" in owner or what == "adapter":
         arm, _, iteration = step.notebook.partition("-")[2].rpartition("-")
+        arm = owner.partition("/iter-")[0] if "/iter-" in owner else arm  # it may be a shared table
         OF_ITERATION[what](study, arm, int(iteration))
     else:
         OF_MODEL[what](study, owner)

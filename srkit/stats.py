@@ -1,4 +1,4 @@
-"""Estimates with intervals: Wilson, the bootstrap by prompt, and the paired bootstrap.
+"""Estimates with intervals: Wilson, the bootstrap by prompt, and the paired bootstrap
 
 Rows of one prompt are not independent, so whole prompts are resampled, never single rows. Every
 statistic here is a function of column *sums* (a share is hits over trials, a mean is a sum over a
@@ -6,10 +6,11 @@ count, a pooled rank correlation is a function of a contingency table), so a res
 the sums of each prompt: 2,000 resamples are one matrix product and cost milliseconds. Medians are
 not of this kind; `scipy.stats.bootstrap` does those.
 
-Surprising decisions: a resample cannot see the uncertainty of a share that is the same in every
-prompt (its interval would have no width), so `rate` falls back to Wilson's interval with prompts
-as trials. What is undefined is None, never 0, and one prompt alone has no interval. The paper
-gives no intervals (section 3); the rule of the kit is that every rate carries n and one.
+Surprising decisions: a resample cannot see the uncertainty of what is the same in every prompt (an
+interval without width would claim certainty), so `rate` falls back to Wilson's interval with
+prompts as trials, and what is no share (a difference, a correlation) then has no interval. What is
+undefined is None, never 0, and one prompt alone has no interval. The paper gives no intervals
+(section 3); the rule of the kit is that every rate carries n and one.
 
     python -c "from srkit.stats import wilson; print(wilson(45, 60))"
 """
@@ -58,8 +59,9 @@ def wilson(successes: float, n: int) -> Estimate:
         )
     if n == 0:
         return _estimate(np.nan, np.nan, np.nan, 0)
+    share = successes / n
     low, high = proportion_confint(successes, n, method="wilson")
-    return _estimate(successes / n, low, high, n)
+    return _estimate(share, min(low, share), max(high, share), n)  # they miss 0 and 1 by 1e-18
 
 
 def bootstrap(
@@ -74,11 +76,11 @@ def bootstrap(
     `frame` has any number of rows per cluster; `by` is a column or index level. `statistic` is two
     column names (sum of the first over sum of the second; rows with a missing value and clusters
     without a trial are left out) or a function of a frame of sums of all numeric columns,
-    (resamples, columns) -> (resamples,). `n` is the number of clusters.
+    (resamples, columns) -> (resamples,). `n` is the number of clusters that count. No interval
+    (None) where no resample differs.
     """
     sums = _cluster_sums(frame, statistic, by)
-    if isinstance(statistic, tuple):
-        sums = sums[sums[statistic[1]] != 0]
+    sums = sums[_counting(sums, statistic)]
     draws = _apply(statistic, _resample(sums, _weights(len(sums), resamples, seed)))
     return _percentiles(_value(statistic, sums), draws, len(sums))
 
@@ -93,11 +95,15 @@ def paired_bootstrap(
 ) -> Estimate:
     """Difference left - right of `statistic` for two models, resampling the same prompts for both.
 
-    Only prompts that both frames have are used; `n` is their number. Pairing removes what the
-    prompts have in common, so this interval is the one to read, not the overlap of two others.
+    Only prompts that both frames have are used; `n` is the number of those with a trial in either.
+    Pairing removes what the prompts have in common, so this interval is the one to read, not the
+    overlap of two others. No interval (None) where no resample differs: n prompts without a change
+    do not exclude one.
     """
     left, right = _cluster_sums(left, statistic, by), _cluster_sums(right, statistic, by)
     shared = left.index.intersection(right.index).sort_values()
+    counting = _counting(left.loc[shared], statistic) | _counting(right.loc[shared], statistic)
+    shared = shared[counting]
     left, right = left.loc[shared], right.loc[shared]
     weights = _weights(len(shared), resamples, seed)
     draws = _apply(statistic, _resample(left, weights))
@@ -123,7 +129,7 @@ def rate(
     sums = sums[sums[trials] != 0]
     shares = sums[hits] / sums[trials]
     single = (sums[trials] == 1).all() and shares.isin([0, 1]).all()
-    if single or shares.nunique() == 1:
+    if single or _alike(shares.to_numpy()):
         return wilson(shares.sum(), len(sums))
     return bootstrap(sums, (hits, trials), by, resamples, seed)
 
@@ -194,6 +200,12 @@ def _cluster_sums(frame: pd.DataFrame, statistic: Statistic, by: str) -> pd.Data
     return frame.groupby(by).sum(numeric_only=True).astype(float)
 
 
+def _counting(sums: pd.DataFrame, statistic: Statistic) -> np.ndarray:
+    """Which clusters have a trial, or for a function of sums anything at all."""
+    columns = [statistic[1]] if isinstance(statistic, tuple) else list(sums.columns)
+    return (sums[columns] != 0).any(axis=1).to_numpy()
+
+
 def _weights(clusters: int, resamples: int, seed: int) -> np.ndarray:
     """How often each resample holds each cluster: (resamples, clusters)."""
     if not clusters:
@@ -225,9 +237,14 @@ def _apply(statistic: Statistic, sums: pd.DataFrame) -> np.ndarray:
 
 def _percentiles(value: float, draws: np.ndarray, n: int) -> Estimate:
     draws = draws[np.isfinite(draws)]
-    if n < 2 or not len(draws) or not np.isfinite(value):
+    if n < 2 or not len(draws) or not np.isfinite(value) or _alike(draws):
         return _estimate(value, np.nan, np.nan, n)
     return _estimate(value, *np.percentile(draws, [2.5, 97.5]), n)
+
+
+def _alike(values: np.ndarray) -> bool:
+    """Whether values differ by rounding errors only."""
+    return len(values) > 0 and np.ptp(values) <= 1e-9 * max(1.0, np.abs(values).max())
 
 
 def _estimate(value: float, low: float, high: float, n: int) -> Estimate:

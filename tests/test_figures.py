@@ -18,6 +18,7 @@ from matplotlib.text import Text
 
 from srkit import constraints, figures, headtohead, health, length
 from srkit import reward_accuracy as accuracy
+from srkit.figures import judging, style
 
 MODELS = ("baseline", "M1", "self-rewarding/M2")
 
@@ -71,6 +72,12 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
         ),
         "training_curves": training,
         "constraint_pass_rates": constraints.pass_rates(answers, 50),
+        "controls": constraints.oracle_scores(
+            answers,
+            constraints.parse(["max_words=5"]),
+            {"self-rewarding/M2": "M1"},
+            50,
+        ),
     }
     return {name: (getattr(figures, name)(frame), frame) for name, frame in frames.items()}
 
@@ -110,7 +117,7 @@ def test_bytes_are_the_same_in_another_process(tmp_path, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "font.size", 19.0)
     monkeypatch.setitem(mpl.rcParams, "savefig.dpi", 31)
     here = save_all(tmp_path / "here")
-    assert len(here) == 9 * 4
+    assert len(here) == 4 * len(gallery())
     assert str(here) == there.stdout.strip()
 
 
@@ -162,13 +169,13 @@ def test_reward_accuracy_draws_ours_and_the_papers_apart(drawn):
     assert ours.tolist() == pytest.approx(rows["value"].tolist())
     paper = next(line for line in axes.lines if line.get_marker() == "D")
     assert paper.get_ydata().tolist() == [0.651, 0.787, 0.804]
-    assert paper.get_color() == figures.PAPER_GREY
+    assert paper.get_color() == style.PAPER_GREY
 
 
 def test_another_arm_has_no_counterpart_in_the_paper():
-    assert figures._paper_value("self-rewarding/M3", "pairwise_accuracy") == 0.817
-    assert np.isnan(figures._paper_value("oracle/M3", "pairwise_accuracy"))
-    assert np.isnan(figures._paper_value("M3", "tie_rate"))
+    assert judging._paper_value("self-rewarding/M3", "pairwise_accuracy") == 0.817
+    assert np.isnan(judging._paper_value("oracle/M3", "pairwise_accuracy"))
+    assert np.isnan(judging._paper_value("M3", "tie_rate"))
 
 
 def test_length_trend_has_the_paper_in_its_own_panel(drawn):
@@ -222,6 +229,26 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
     assert "ln 2" not in words(sft)
 
 
+def test_controls_start_where_the_arm_started():
+    rows = [("M1", 0.5), ("oracle/M2", 0.6), ("oracle/M3", 0.7)]
+    rows += [("random-judge/M2", 0.5), ("random-judge/M3", 0.4)]
+    table = pd.DataFrame(rows, columns=["model", "value"]).assign(n=9)
+    table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1)
+    table["reference"] = [None, *["M1"] * 4]
+    table["difference"] = [np.nan, *(table["value"][1:] - 0.5)]
+    for end in ("low", "high"):
+        table[f"difference_{end}"] = table["difference"]
+    figure = figures.controls(table)
+    level, change = figure.axes
+    walks = [line.get_ydata().tolist() for line in level.lines if len(line.get_ydata()) == 3]
+    assert [0.5, 0.6, 0.7] in walks
+    assert [0.5, 0.5, 0.4] in walks
+    assert [t.get_text() for t in level.get_xticklabels()] == ["start", "M2", "M3"]
+    assert [t.get_text() for t in change.get_xticklabels()] == ["M2", "M3"]
+    assert "Start: M1" in words(figure)
+    assert "n = 9 prompts" in words(figure)
+
+
 @pytest.mark.parametrize(
     ("draw", "reason"),
     [
@@ -234,6 +261,7 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
         (figures.iteration_funnel, "the iteration has no rows"),
         (figures.training_curves, "no training step was logged"),
         (figures.constraint_pass_rates, "no test prompt has a constraint"),
+        (figures.controls, "no answer was scored by the oracle"),
     ],
 )
 def test_an_empty_frame_says_why(draw, reason):

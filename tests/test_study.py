@@ -244,7 +244,8 @@ def test_a_resume_never_rewrites_what_is_there(study):
 
 def test_a_kill_between_table_and_manifest_repeats_no_work(study):
     study.make_table("seed/ift", ITEMS, work, CHUNK)
-    chunks = [{"seconds": 0.0, "rows": work(ITEMS[i : i + CHUNK], ITEMS[:i])} for i in (0, 3, 6, 9)]
+    parts = [work(ITEMS[i : i + CHUNK], ITEMS[:i]) for i in (0, 3, 6, 9)]
+    chunks = [{"chunk": i, "seconds": 0.0, "rows": part} for i, part in enumerate(parts)]
     partial = study._partial(study.step("seed/ift"))
     partial.write_text("".join(json.dumps(chunk) + "\n" for chunk in chunks))
     (study.path / "manifest.jsonl").unlink()
@@ -555,6 +556,10 @@ def test_arms_are_those_begun_and_those_asked_for(study):
     assert Study.open(path).arms == ("ift-only",)
     assert Study.open(path, arm="random-judge").arms == ("ift-only", "random-judge")
     (path / "self-rewarding/iter-1").mkdir(parents=True)
+    for shared in ("prompts.jsonl", "candidates.partial-0"):
+        (path / "self-rewarding/iter-1" / shared).touch()
+    assert Study.open(path).arms == ("ift-only",), "another arm copies those"
+    (path / "self-rewarding/iter-1/judgements.partial-0").touch()
     assert Study.open(path).arms == ("self-rewarding", "ift-only")
 
 
