@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from srkit import cli, plan
+from srkit import cli
 from srkit.config import resolve
 from srkit.plan import notebooks, plan
 from srkit.study import Study
@@ -174,7 +174,7 @@ def test_a_second_run_does_nothing(srkit, executed, tmp_path, make):
     for name in study.steps:
         make(study, name)
     assert srkit("run", "--study", path)[0] == 0
-    assert len(executed) == len(plan.notebooks(study.config))
+    assert len(executed) == len(notebooks(study.config))
     executed.clear()
     code, out, _ = srkit("run", "--study", path)
     assert (code, executed) == (0, [])
