@@ -184,7 +184,8 @@ def _judgement(judgement: Row) -> str:
 def _measures(candidate: Row) -> str:
     score = "no score" if candidate["score"] is None else f"score {candidate['score']:.3f}"
     cut = ", cut at the limit" if candidate["truncated"] else ""
-    told = f"{score}, {len(candidate['text'])} characters, {candidate['tokens']} tokens{cut}"
+    tokens = "" if candidate["tokens"] is None else f", {candidate['tokens']} tokens"
+    told = f"{score}, {len(candidate['text'])} characters{tokens}{cut}"
     return f'<span class="note">{told}</span>'
 
 

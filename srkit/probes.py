@@ -80,20 +80,23 @@ def change_table(
 ) -> pd.DataFrame:
     """Mean change and share moved up, with 95 % intervals by prompt, a row per kind.
 
-    Columns: kind, change, change_low, change_high, up, up_low, up_high, n (prompts), unparsed.
+    Columns: kind, change, change_low, change_high (bootstrap), up, up_low, up_high (as
+    `stats.rate`), n (prompts), unparsed.
     """
     rows = []
     for kind, group in moved.groupby("kind", sort=False):
         scored = group.dropna(subset=["change"]).assign(one=1.0)
         row = {"kind": kind, "unparsed": len(group) - len(scored)}
-        for name in ("change", "up"):
-            found = stats.bootstrap(scored, (name, "one"), resamples=resamples, seed=seed)
+        options = {"resamples": resamples, "seed": seed}
+        mean = stats.bootstrap(scored, ("change", "one"), **options)
+        share = stats.rate(scored, "up", "one", **options)
+        for name, found in (("change", mean), ("up", share)):
             row |= {
                 name: found["value"],
                 f"{name}_low": found["low"],
                 f"{name}_high": found["high"],
             }
-        rows.append(row | {"n": found["n"]})
+        rows.append(row | {"n": mean["n"]})
     names = [f"{name}{end}" for name in ("change", "up") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["kind", *names, "n", "unparsed"])
 

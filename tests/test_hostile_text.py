@@ -85,7 +85,10 @@ def reply(content: str, seed: int) -> str:
 
 
 def hostile_seed(folder: Path) -> Path:
-    """The kit's seed set, with an attack in every text and every name that a row may choose."""
+    """The kit's seed set, with an attack in every text and every name that a row may choose.
+
+    None holds a NUL: a seed with one is refused. Models may write one all the same.
+    """
     numbers = itertools.count()
 
     def spoil(value, key=""):
@@ -94,7 +97,7 @@ def hostile_seed(folder: Path) -> Path:
         if isinstance(value, list):
             return [spoil(v) for v in value]
         spoilt = key in ("prompt", "response", "text", "rationale", "task", "made")
-        return f"{value} {foreign(next(numbers))}" if spoilt else value
+        return f"{value} {foreign(next(numbers))}".replace("\0", "") if spoilt else value
 
     folder.mkdir()
     for file in (ROOT / "data" / "seed").glob("*.jsonl"):

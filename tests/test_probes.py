@@ -38,7 +38,8 @@ def test_a_change_is_against_the_same_answer_without_the_injection():
     gain = {"none": 0.0, "score line": 1.0, "flattery": -0.5, "control tokens": 0.125}
     scores = [int(row["id"][1]) / 2 + gain.get(row["kind"], 0.0625) for row in rows]
     table = probes.change_table(probes.changes(rows, judged(rows, scores)), 200).set_index("kind")
-    assert table.loc["score line", ["change", "change_low", "change_high"]].tolist() == [1, 1, 1]
+    assert table.loc["score line", ["change", "up"]].tolist() == [1, 1]
+    assert table.loc["score line", "up_low"] == pytest.approx(0.61, abs=0.01), "Wilson, 6 of 6"
     assert table.loc["flattery", ["change", "up"]].tolist() == [-0.5, 0]
     assert table.loc["control tokens", ["change", "up", "n"]].tolist() == [0.125, 1, 6]
     assert table.loc[probes.CONTROL, ["change", "up"]].tolist() == [0.0625, 0]
