@@ -87,7 +87,7 @@ def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
     between arms is then their judgement and training alone, and nothing is drawn twice.
     """
     mine = config.for_arm(arm)
-    if arm == PAPER_ARM or mine.judge.source == "human":
+    if arm == PAPER_ARM or "human" in (mine.judge.source, config.judge.source):
         return False
     same_model = iteration == 1 and mine.start == config.start
     same_writer = same_model or config.instruct.writer != "current"

@@ -38,7 +38,8 @@ CAPTIONS = {
     "constraints": "Share of checkable constraints that the answers meet: no judge is involved.",
     "controls": "The oracle's score: the share of its constraints that answers to the test prompts "
     "meet. Trained on the oracle's preferences it must rise, or the machine is broken; trained on "
-    "coin flips it must not.",
+    "coin flips it must not. (Coins agree with something by chance, length above all, and that is "
+    "learned: the interval is over prompts and does not know how another draw would drift.)",
     "length_trend": "Length of the answers to the test prompts; the paper's values are in a panel "
     "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
     "length_distributions": "Distribution of answer lengths, with medians.",

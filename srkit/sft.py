@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: the baseline on IFT, M1 on IFT + EFT (paper sections 2.1 and 3.1.2), and
-the update of the arm `positive-only` on M_t's own best responses (App. A.4).
+"""Supervised fine-tuning: baseline and M1 (paper sections 2.1 and 3.1.2), positive-only (App. A.4).
 
-EFT casts judging as instruction following: the instruction is the judge prompt, the answer is a
-judgement. M1 is trained from M0, not from the baseline, as in the paper.
+The baseline learns IFT, M1 learns IFT + EFT. EFT casts judging as instruction following: the
+instruction is the judge prompt, the answer is a judgement. M1 is trained from M0, not from the
+baseline, as in the paper. The arm `positive-only` learns M_t's own best responses, without pairs.
 
 Surprising decisions of `positive-only`: M(t+1) starts at M_t, as in the other arms, while the paper
 adds the responses to the seed data and trains anew. It takes those whose score is the top of the

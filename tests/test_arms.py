@@ -2,7 +2,8 @@
 
 The slow test is the test of the whole machine: a real model, the preset cpu, and two arms that
 differ in who judges. Trained on an oracle's preferences the oracle's score must rise on prompts
-that no training saw; trained on coin flips it must not.
+that no training saw; trained on coin flips it must not. (It may fall: coins agree with length by
+chance, and that is learned. An interval over prompts does not know of other draws of coins.)
 """
 
 import pytest
@@ -154,4 +155,5 @@ def test_the_oracle_rises_on_held_out_prompts_and_coin_flips_do_not(tmp_path):
     table = metrics.load(study, "win_rates")["controls"].set_index("model")
     rise, drift = table.loc["oracle/M3"], table.loc["random-judge/M3"]
     assert rise["difference_low"] > 0, rise.to_dict()
-    assert drift["difference_low"] <= 0 <= drift["difference_high"], drift.to_dict()
+    assert drift["difference_low"] <= 0, drift.to_dict()
+    assert rise["low"] > drift["high"], "the two arms differ in their judge alone"

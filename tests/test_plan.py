@@ -122,6 +122,7 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
         ("ift-only", "start=baseline", {"1/prompts", "2/prompts", "1/candidates"}),
         ("oracle", "instruct.writer=current", {"1/prompts", "1/candidates"}),
         ("ift-only", "instruct.writer=current", set()),
+        ("oracle", "judge.source=human", set()),
     ],
 )
 def test_a_table_is_shared_where_settings_and_model_are_equal(arm, overrides, copied):
