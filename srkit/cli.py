@@ -13,20 +13,42 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from srkit.config import SrkitError
 from srkit.distributed import first, rank, world
+from srkit.escape import visible
 from srkit.plan import PAPER_ARM, notebooks
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+class Interrupted(BaseException):
+    """The run was told to end by a signal: its number."""
+
+
+class Commands(TyperGroup):
+    """Commands that let Ctrl-C out to `main`; typer would say "Aborted!" and no more."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(*(stop.args or (signal.SIGINT,))) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -65,13 +87,15 @@ def run(
             "Notebooks run in one process. Under a launcher use `srkit make`, which makes the same "
             "steps; `srkit run`, without a launcher, then executes the notebooks and finds them."
         )
-    opened = Study.open(study, preset, _overrides(set_, iterations), arm, change)
+    opened = Study.planned(study, preset, _overrides(set_, iterations), arm, change)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
+    opened.save_settings()
     typer.echo(f"Study {opened.path}, preset {opened.config.preset}, {len(runs)} notebooks.")
-    ahead = _look_ahead(opened)
-    executed = sum(_run_notebook(opened, name, ahead.get(name, "")) for name in runs)
+    with _alone(opened, runs):
+        ahead = _look_ahead(opened)
+        executed = sum(_run_notebook(opened, name, ahead.get(name, "")) for name in runs)
     if not executed:
         typer.echo("Everything was finished already: no model was loaded, nothing was made again.")
     typer.echo(_closing(opened.path))
@@ -94,14 +118,20 @@ def make(
     from srkit.study import Study
 
     overrides = _overrides(set_, iterations)
-    opened = first(lambda: Study.open(study, preset, overrides, arm, change))
-    for name in step or opened.steps:
-        began, state = time.monotonic(), first(lambda name=name: opened.state(name))
-        if state != "done":
-            make_step(opened, name)
-            state = f"made in {time.monotonic() - began:.1f} s ({state})"
-        if rank() == 0:
-            typer.echo(f"  {name}: {state}")
+    opened = first(lambda: Study.planned(study, preset, overrides, arm, change))
+    names = [opened.step(name).name for name in step or opened.steps]
+    first(opened.save_settings)
+    states = first(opened.states)
+    with ExitStack() as held:
+        if any(states[name] != "done" for name in names):
+            first(lambda: held.enter_context(opened.running()))
+        for name in names:
+            began, state = time.monotonic(), first(lambda name=name: opened.state(name))
+            if state != "done":
+                make_step(opened, name)
+                state = f"made in {time.monotonic() - began:.1f} s ({state})"
+            if rank() == 0:
+                typer.echo(f"  {name}: {state}")
 
 
 def _overrides(settings: list[str] | None, iterations: int | None) -> str:
@@ -134,14 +164,24 @@ def _look_ahead(study) -> dict[str, str]:
     return {n: forecast.in_words([one for one in left if one.notebook == n]) for n in names}
 
 
-def _run_notebook(study, name: str, ahead: str = "") -> bool:
-    """Execute one notebook unless its work is done; whether it ran. `ahead`: what it will take."""
-    base, _, which = name.partition("-")
-    source = NOTEBOOKS / f"{base}.ipynb"
+def _alone(study, runs: list[str]):
+    """Hold the study for a run of notebooks; a finished one is not locked, and may be read-only."""
+    done = all(study.notebook_state(name, _source(name)) == "done" for name in runs)
+    return nullcontext() if done else study.running()
+
+
+def _source(name: str) -> Path:
+    source = NOTEBOOKS / f"{name.partition('-')[0]}.ipynb"
     if not source.exists():
         raise SrkitError(
             f"There is no notebook {source}; srkit runs from a clone of its repository."
         )
+    return source
+
+
+def _run_notebook(study, name: str, ahead: str = "") -> bool:
+    """Execute one notebook unless its work is done; whether it ran. `ahead`: what it will take."""
+    source, which = _source(name), name.partition("-")[2]
     state = study.notebook_state(name, source)
     if state == "done":
         typer.echo(f"  {name}: done")
@@ -167,19 +207,22 @@ def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> No
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    from srkit.study import writing
+
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(target),
-            parameters=parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            cwd=str(NOTEBOOKS),
-            # one warning a kernel, about encrypting what never leaves this machine
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                cwd=str(NOTEBOOKS),
+                # one warning a kernel, about encrypting what never leaves this machine
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
     except PapermillExecutionError as error:
         what = "" if error.ename == "SrkitError" else f" ({error.ename})"
         raise SrkitError(
@@ -425,9 +468,16 @@ def _words(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; errors of the kit are one paragraph and exit code 1."""
+    """Run the command line; errors of the kit are one paragraph and exit code 1.
+
+    Ctrl-C and SIGTERM end with what they cost, and 128 more than the signal's number.
+    """
+    if world() == 1:  # several wait for one another deep in torch, where only a kill is heard
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
+    except Interrupted as stop:
+        _stop(f"stopped by {signal.Signals(stop.args[0]).name}. {KEPT}", 128 + stop.args[0])
     except SrkitError as error:
         _stop(str(error))
     except OSError as error:
@@ -441,11 +491,15 @@ def main() -> None:
         )
 
 
-def _stop(why: str) -> None:
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)  # what cleans up after Ctrl-C then does so here as well
+
+
+def _stop(why: str, code: int = 1) -> None:
     if rank():
         time.sleep(5)  # where all fail alike, the first one tells, and the launcher ends this one
-    typer.echo(f"srkit: {why}", err=True)
-    sys.exit(1)
+    typer.echo(f"srkit: {visible(why)}", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

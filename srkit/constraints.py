@@ -157,13 +157,15 @@ def _words(text: str) -> int:
     return sum(bool(re.search(r"\w", word)) for word in text.split())
 
 
-def _sentences(text: str) -> int:
+def sentences(text: str) -> int:
+    """Sentences of a text, by how they end; a list without full stops is one."""
     # the mark of a list item is no sentence ("1. Wash")
     text = re.sub(r"(?m)^\s*(?:[-*]|\d+\.)\s+(?=\S)", "", text)
     return sum(bool(re.search(r"\w", part)) for part in re.split(r"[.!?]+[\"')\]]*(?:\s+|$)", text))
 
 
-def _list_items(text: str) -> int:
+def list_items(text: str) -> int:
+    """Lines that start as an item of a list: with `-`, `*`, or a number such as `1.`."""
     return len(re.findall(r"(?m)^[ \t]*(?:[-*]|\d+\.)[ \t]+\S", text))
 
 
@@ -188,8 +190,8 @@ def _has_number(text: str, number: float) -> bool:
 CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "max_words": lambda text, n: _words(text) <= n,
     "min_words": lambda text, n: _words(text) >= n,
-    "sentences": lambda text, n: _sentences(text) == n,
-    "list_items": lambda text, n: _list_items(text) == n,
+    "sentences": lambda text, n: sentences(text) == n,
+    "list_items": lambda text, n: list_items(text) == n,
     "include": lambda text, words: all(_has_word(text, word) for word in words),
     "avoid": lambda text, words: not any(_has_word(text, word) for word in words),
     "starts_with": _starts_with,

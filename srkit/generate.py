@@ -44,9 +44,11 @@ from transformers import AttentionInterface
 
 from srkit.config import SrkitError
 from srkit.engine import Completion, Sampling
-from srkit.models import Policy, encode_prompt, stop_token_ids
+from srkit.memory import needed, ran_out
+from srkit.models import Policy, context_of, encode_prompt, stop_token_ids
 from srkit.parallel import fork_map, shares
 from srkit.prompts import Conversation
+from srkit.reading import shown
 
 Ids = tuple[int, ...]
 
@@ -60,6 +62,7 @@ OPTION_LOGITS = 256  # positions in one forward pass that need logits over the v
 ROWS_EACH = 16  # that pay for a process of their own
 TOKENS_EACH = 1024  # of prompts that only want scores
 GROWTH = 128  # columns by which a row's cache grows
+ADVICE = "Use a smaller model, or one in 4 bits (model.quantization=nf4)."
 ROW_WORK = 512  # columns of attention that take about as long as a row's matrix products
 
 
@@ -102,7 +105,8 @@ def sample(
         prompts.setdefault(ids, _Prompt(ids)).rows.extend(rows)
         grid.append(rows)
     if n and prompts:
-        with torch.no_grad(), _prepared(policy.model) as model:
+        _check_room(policy, prompts, sampling.max_tokens)
+        with needed("generating", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
             _sample(model, list(prompts.values()), sampling)
     return [[row.completion() for row in rows] for rows in grid]
 
@@ -126,7 +130,8 @@ def score_options(
     ids = [tuple(encode_prompt(policy.tokenizer, c)) for c in conversations]
     if not (ids and encoded):
         return np.zeros((len(ids), len(encoded)))
-    with torch.no_grad(), _prepared(policy.model) as model:
+    _check_room(policy, ids, max(map(len, encoded)))
+    with needed("scoring", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
         prompts = [_Prompt(i) for i in dict.fromkeys(ids)]
         parts = _parts(model, prompts, [len(p.ids) for p in prompts], TOKENS_EACH)
         batch = _Batch(model, ids, max(map(len, encoded)), len(parts))
@@ -134,6 +139,20 @@ def score_options(
         for found in fork_map(lambda part: batch.score(part, encoded), parts):
             scores |= found
     return np.array([scores[i] for i in ids], dtype=np.float64)
+
+
+def _check_room(policy: Policy, prompts: Iterable[Ids], columns: int) -> None:
+    """Refuse a prompt that, with `columns` tokens more, is longer than the model's context."""
+    context = context_of(policy.model)
+    longest = max(prompts, key=len)
+    if len(longest) + columns > context:
+        begins = policy.tokenizer.decode(longest[:40], skip_special_tokens=True)
+        raise SrkitError(
+            f"A prompt of {len(longest)} tokens and {columns} more do not fit the model's context "
+            f"of {context} tokens; it begins {shown(begins)}. Shorten the prompt to "
+            f"{max(0, context - columns)} tokens (seed.max_words), ask for fewer tokens "
+            "(max_tokens), or use a model with a longer context."
+        )
 
 
 def _sample(model: nn.Module, prompts: list[_Prompt], sampling: Sampling) -> None:
@@ -467,13 +486,6 @@ class _Batch:
 
     def __init__(self, model: nn.Module, ids: list[Ids], columns: int, batches: int = 1):
         config = model.config.get_text_config()
-        longest, context = max(map(len, ids)), config.max_position_embeddings
-        if longest + columns > context:
-            raise SrkitError(
-                f"A prompt of {longest} tokens and {columns} more do not fit the model's context "
-                f"of {context} tokens. Shorten the prompt to {context - columns} tokens, ask for "
-                "fewer tokens, or use a model with a longer context."
-            )
         self.model, self.device, self.columns = model, model.device, columns
         self.limit = ROW_LIMIT.get(self.device.type, ROW_LIMIT["cpu"])
         # The last token stays out of the prefix: every prompt needs logits of its own.
@@ -503,8 +515,10 @@ class _Batch:
                 else:
                     self._step()
                 continue
-            except torch.OutOfMemoryError:
-                pass  # the failed frames are held, and their tensors with them, until here
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                # the failed frames are held, and their tensors with them, until here
             self._retreat(waiting)
 
     def score(self, prompts: Iterable[_Prompt], options: list[list[int]]) -> dict[Ids, list[float]]:
@@ -518,8 +532,9 @@ class _Batch:
                 scores |= zip((p.ids for p in chunk), rows, strict=True)
                 waiting = waiting[len(chunk) :]
                 continue
-            except torch.OutOfMemoryError:
-                pass
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
             self._halve(len(chunk))
         return scores
 

@@ -169,39 +169,53 @@ def judge_responses(
     judge's name in the study. The settings are those of the step's arm; `samples` and `method`
     take the place of its K and its method.
     """
-    config = study.settings(study.step(step))
-    settings = config.judge
+    settings = study.settings(study.step(step)).judge
+    method = method or settings.method
+    if settings.source in ("random", "human", "oracle") and "/iter-" in step:
+        method = settings.source
+
+    def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
+        return draw_judgements(study, step, model, part, settings, samples, method)
+
+    return study.make_table(step, responses, work, chunk=settings.chunk)
+
+
+def draw_judgements(
+    study: Study,
+    name: str,
+    model: str,
+    responses: Sequence[Row],
+    settings: Judge,
+    samples: int | None = None,
+    method: str | None = None,
+) -> list[Row]:
+    """The rows of `judge_responses`, without a table; `name` is where their seeds come from."""
     draws = {
         "expected": _expected_scores,
         "sampled": _sampled_scores,
         "random": _random_scores,
         "human": _human_scores,
-        "oracle": partial(_oracle_scores, parse(config.arms.oracle)),
+        "oracle": partial(_oracle_scores, parse(study.config.arms.oracle)),
     }
     method = method or settings.method
-    if settings.source in ("random", "human", "oracle") and "/iter-" in step:
-        method = settings.source
     once = method in ("expected", "human", "oracle")  # another draw would say the same
     count = 1 if once else samples or settings.samples
-
-    def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
-        seeds = [
-            [derive_seed(config.random_seed, step, r["id"], k) for k in range(count)] for r in part
-        ]
-        drawn = draws[method](study, model, part, seeds, settings)
-        return [
-            {
-                "id": f"{row['id']}@{k}",
-                "response_id": row["id"],
-                "prompt_id": row["prompt_id"],
-                "sample": k,
-                **judgement,
-            }
-            for row, judgements in zip(part, drawn, strict=True)
-            for k, judgement in enumerate(judgements)
-        ]
-
-    return study.make_table(step, responses, work, chunk=settings.chunk)
+    seeds = [
+        [derive_seed(study.config.random_seed, name, row["id"], k) for k in range(count)]
+        for row in responses
+    ]
+    drawn = draws[method](study, model, responses, seeds, settings)
+    return [
+        {
+            "id": f"{row['id']}@{k}",
+            "response_id": row["id"],
+            "prompt_id": row["prompt_id"],
+            "sample": k,
+            **judgement,
+        }
+        for row, judgements in zip(responses, drawn, strict=True)
+        for k, judgement in enumerate(judgements)
+    ]
 
 
 def _prompts(part: Sequence[Row], settings: Judge) -> list:

@@ -15,10 +15,12 @@ Surprising decisions:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from srkit.config import Dpo, Model, Sft
+from srkit.config import Dpo, Model, Sft, SrkitError
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 # 4 bits, a byte of scale for 64 of them, and a float32 for 256 scales (QLoRA, arXiv 2305.14314, 3).
@@ -32,6 +34,31 @@ PREFILL = 1024  # tokens of prompts in one of its forward passes
 HEAD = 2**24  # logits at once in training on a CPU
 LOGITS = 16  # bytes per row and word of the vocabulary while a token is drawn
 HEAP = {"cpu": 1.75, "cuda": 1.1}  # measured peak over what tensors need, for what comes and goes
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether memory ran out: CUDA's and Python's errors say so by type, torch's on a CPU in words.
+
+    So does oneDNN's.
+    """
+    words = ("can't allocate memory", "could not create a memory object", "bad_alloc")
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(word in str(error) for word in words)
+
+
+@contextmanager
+def needed(doing: str, advice: str) -> Iterator[None]:
+    """Say what to do where memory runs out; other errors pass. Raises: SrkitError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise SrkitError(
+            f"Memory ran out while {doing} ({reason[:200]}). {advice} Or close other programs, and "
+            "run the same command again: what was made is kept."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,11 @@ def make_win_rates(study: Study) -> Tables:
 def load(study: Study, name: str) -> Tables:
     """The tables of a finished analysis, by name.
 
-    Raises: SrkitError naming the notebook to run first, or a file that was altered.
+    Raises: SrkitError naming the notebook to run first, a file that was altered, or tables that
+    were made again since.
     """
     text = study.read_text(f"metrics/{name}")
+    study.check_inputs(f"metrics/{name}")
     tables = {table: pd.DataFrame(rows) for table, rows in json.loads(text).items()}
     for table in tables.values():
         # a column in which nothing is defined comes back from JSON as None, not NaN

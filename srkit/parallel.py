@@ -18,6 +18,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -30,6 +31,11 @@ import torch
 
 from srkit.config import SrkitError
 
+FEWER = (
+    "Close other programs, choose a smaller candidates.chunk or judge.chunk, or set "
+    "OMP_NUM_THREADS=1, which keeps all in one process. What was made is kept; the same command "
+    "goes on."
+)
 peak_bytes = 0  # of this process and its forked ones together, at most so far
 
 Item = TypeVar("Item")
@@ -58,7 +64,7 @@ def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Resu
     """`work(part)` for all parts at once, each in a process of its own; a single part stays here.
 
     Results are pickled; what `work` changes besides is lost. Raises: what `work` raises, or
-    SrkitError if a process was killed.
+    SrkitError if a process was killed or cannot be started.
     """
     if len(parts) == 1:
         return [work(parts[0])]
@@ -69,8 +75,13 @@ def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Resu
         for part in parts:
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_answer, args=(work, part, theirs), daemon=True)
-            process.start()
-            theirs.close()
+            try:
+                process.start()
+            except OSError as error:
+                why = f"A process to generate in cannot be started: {error}."
+                raise SrkitError(f"{why} {FEWER}") from None
+            finally:
+                theirs.close()
             running.append((process, ours))
         for _, connection in running:
             answer, more = _result(connection)
@@ -86,6 +97,8 @@ def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Resu
 
 
 def _answer(work: Callable[[Any], Any], part: Any, connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     began = _peak()  # all of it shared with the parent
@@ -109,11 +122,9 @@ def _end_with(parent: int) -> None:
 def _result(connection: Connection) -> Any:
     try:
         good, value = connection.recv()
-    except EOFError:
+    except (EOFError, OSError):  # before its answer, or in the middle of it
         raise SrkitError(
-            "A process that generates was killed, most likely because memory ran out. Close other "
-            "programs, choose a smaller candidates.chunk or judge.chunk, or set OMP_NUM_THREADS=1, "
-            "which keeps all in one process. What was made is kept; the same command goes on."
+            f"A process that generates was killed, most likely because memory ran out. {FEWER}"
         ) from None
     if not good:
         raise value

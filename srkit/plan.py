@@ -265,5 +265,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))
         for n, i, more, notebook in metrics
     ]
-    inputs = (*(s.name for s in steps), *prompts, *candidates, *own, *pairs)
-    return [*steps, Step("report", inputs, (), "30_report", ("report.html",))]
+    shown = (*prompts, *candidates, *own, *pairs)
+    browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
+    inputs = (*(s.name for s in steps), *shown)
+    return [browse, *steps, Step("report", inputs, (), "30_report", ("report.html",))]

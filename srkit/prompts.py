@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from srkit.config import SrkitError
+from srkit.reading import SrkitError, read_text
 
 Conversation = list[dict[str, str]]
 
@@ -42,7 +42,7 @@ def text(name: str) -> str:
         raise SrkitError(f"SRKIT_PROMPTS is {folder!r}, which is not a folder of prompt files.")
     file = Path(folder, f"{name}.txt") if folder else None
     if file is not None and file.exists():
-        return file.read_text("utf-8")
+        return read_text(file)
     try:
         return resources.files("srkit").joinpath("prompts", f"{name}.txt").read_text("utf-8")
     except FileNotFoundError:

@@ -12,15 +12,16 @@ whose 95 % interval contains nothing-changed is reported as not shown.
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from srkit import figures, health, metrics, strength
 from srkit.config import Config
+from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
 from srkit.headtohead import MATCH
 from srkit.headtohead import PAPER as PAPER_MATCHES
@@ -273,18 +274,19 @@ figcaption, .note { color: #555; font-size: .9rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #eee; text-align: right }
 td:first-child, th:first-child, .plain td { text-align: left }
-pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: hidden; background: #f6f6f6;
+      padding: .6rem; font-size: .85rem }
 @media print { h2, figure { break-inside: avoid } body { max-width: none } }
 """
 
 
 def make_report(study: Study) -> Path:
     """Step `report`: `report.html`, made again only if something it shows was made again."""
-    study.make_file("report", lambda: page(study))
+    study.make_file("report", lambda: report_page(study))
     return study.path / "report.html"
 
 
-def page(study: Study) -> str:
+def report_page(study: Study) -> str:
     """The report as HTML."""
     title = f"Self-rewarding study: {study.path.name}"
     shown = drawings(study)
@@ -299,30 +301,22 @@ def page(study: Study) -> str:
         _section("What each step took", _steps(study)),
         _list("Where this differs from the paper", deviations(study)),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{_text(title)}</h1>{''.join(parts)}</body></html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    """Escaped text; control and bidirectional characters are shown as their codes."""
-    plain = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(value))
-    return html.escape(plain)
+    return page(title, STYLE, "".join(parts))
 
 
 def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>"
+    return f"<section><h2>{escaped(title)}</h2>{body}</section>"
 
 
 def _list(title: str, items: list[str] | tuple[str, ...]) -> str:
-    return _section(title, "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>")
+    return _section(
+        title, "<ul>" + "".join(f"<li>{escaped(item)}</li>" for item in items) + "</ul>"
+    )
 
 
 def _table(frame: pd.DataFrame) -> str:
-    frame = frame.map(lambda value: _text(value) if isinstance(value, str) else value)
+    number = (int, float, np.number, type(None), type(pd.NA))
+    frame = frame.map(lambda value: value if isinstance(value, number) else escaped(value))
     options = {"index": False, "escape": False, "border": 0, "na_rep": ""}
     body = frame.to_html(float_format="{:.3g}".format, **options)
     return f'<div class="wide">{body}</div>'
@@ -347,7 +341,7 @@ def _what_was_run(study: Study) -> str:
         "last model trained": trained["made_at"],
         "versions": ", ".join(f"{k} {v}" for k, v in trained["versions"].items()),
     }
-    cells = "".join(f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in rows.items())
+    cells = "".join(f"<tr><td>{escaped(k)}</td><td>{escaped(v)}</td></tr>" for k, v in rows.items())
     return f'<div class="wide"><table class="plain">{cells}</table></div>'
 
 
@@ -360,9 +354,9 @@ def _figure(study: Study, name: str) -> str:
     data = (study.path / "figures" / f"{name}.png").read_bytes()
     caption = CAPTIONS.get(name, "What each filter of the iteration kept and dropped, and why.")
     label = name.removeprefix("funnel_").replace("_", " ") if name.startswith("funnel") else ""
-    text = _text(f"{label}: {caption}" if label else caption)
+    text = escaped(f"{label}: {caption}" if label else caption)
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    note = f'<span class="note">Numbers: figures/{_text(name)}.csv</span>'
+    note = f'<span class="note">Numbers: figures/{escaped(name)}.csv</span>'
     image = f'<img style="width: {width:.0%}" src="{source}" alt="{text}">'
     return f"<figure>{image}<figcaption>{text} {note}</figcaption></figure>"
 
@@ -424,10 +418,10 @@ def _examples(study: Study) -> str:
             continue
         row = pairs[0]
         parts.append(
-            f"<p>{_text(folder)}, the first of {len(pairs)} pairs. Prompt:</p>"
-            f"<pre>{_text(row['prompt'])}</pre><p>chosen ({row['chosen_score']:.2f}):</p>"
-            f"<pre>{_text(row['chosen'])}</pre><p>rejected ({row['rejected_score']:.2f}):</p>"
-            f"<pre>{_text(row['rejected'])}</pre>"
+            f"<p>{escaped(folder)}, the first of {len(pairs)} pairs. Prompt:</p>"
+            f"{block(row['prompt'])}<p>chosen ({row['chosen_score']:.2f}):</p>"
+            f"{block(row['chosen'])}<p>rejected ({row['rejected_score']:.2f}):</p>"
+            f"{block(row['rejected'])}"
         )
     return "".join(parts)
 
@@ -504,4 +498,4 @@ def _health(study: Study) -> str:
     ]
     said = "; ".join(warned) or "All judges are within the limits of the settings."
     columns = ["name", "judgements", "mean_score", "parse_rate", "modal_share", "tie_rate"]
-    return f"<p>{_text(said)}</p>{_table(table[[*columns, 'flat_rate']])}"
+    return f"<p>{escaped(said)}</p>{_table(table[[*columns, 'flat_rate']])}"

@@ -10,6 +10,7 @@ the steps finished.
 from __future__ import annotations
 
 from srkit import dpo, evaluate, instruct, judge, metrics, pairs, seed, sft
+from srkit.browse import make_page
 from srkit.report import make_report
 from srkit.study import Study
 
@@ -23,6 +24,7 @@ OF_STUDY = {
     "seed/eft_targets": judge.make_eft_targets,
     "M1/adapter": sft.make_m1,
     "referee/comparisons": evaluate.make_referee_comparisons,
+    "browse": make_page,
     "metrics/reward_accuracy": metrics.make_reward_accuracy,
     "metrics/length_drift": metrics.make_length_drift,
     "metrics/win_rates": metrics.make_win_rates,

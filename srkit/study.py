@@ -19,12 +19,14 @@ Surprising decisions:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -32,12 +34,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -55,9 +58,11 @@ from srkit.config import (
 )
 from srkit.distributed import first, rank, together, world
 from srkit.plan import PAPER_ARM, Step, model_after, plan
+from srkit.reading import decode, parse_object, parse_yaml, read_object, read_text, shown
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
+PATIENCE = 2.0  # seconds for a lock: a process that was killed leaves it when its forks have ended
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "papermill")
 
 
@@ -70,30 +75,44 @@ def derive_seed(*coordinates: int | str) -> int:
 def read_jsonl(path: Path) -> list[Row]:
     """Rows of a JSON Lines file.
 
-    Raises: SrkitError with the line number if a line is not a JSON object.
+    Raises: SrkitError with the line number if a line is not UTF-8 or not a JSON object.
     """
-    return _parse_lines(path.read_text("utf-8"), path)
+    return _parse_lines(read_text(path), path)
 
 
 def _complete_lines(path: Path) -> list[Row]:
     """Rows of an append-only file, without a torn last line."""
     if not path.exists():
         return []
-    return _parse_lines(path.read_bytes().rpartition(b"\n")[0].decode(), path)
+    return _parse_lines(read_text(path, complete=True), path)
 
 
 def _parse_lines(text: str, path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SrkitError(f"{path}, line {number}: not JSON ({error}).") from None
-        if not isinstance(row, dict):
-            raise SrkitError(f"{path}, line {number}: not a JSON object but {line[:60]!r}.")
-        rows.append(row)
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_object(line, f"{path}, line {n}") for n, line in lines if line.strip()]
+
+
+def _sealed(row: Row) -> str:
+    """A row as a line that shows when it was damaged."""
+    return json.dumps({**row, "seal": _seal(row)})
+
+
+def _seal(row: Row) -> str:
+    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
+
+
+def _unsealed(path: Path, advice: str) -> list[Row]:
+    """Rows of an append-only file; lines of earlier versions have no seal.
+
+    Raises: SrkitError naming a line that was damaged, with the advice.
+    """
+    try:
+        rows = _complete_lines(path)
+        for number, row in enumerate(rows, 1):
+            if row.pop("seal", None) not in (None, _seal(row)):
+                raise SrkitError(f"{path}, line {number}: it was changed after it was written.")
+    except SrkitError as error:
+        raise SrkitError(f"{error} {advice}") from None
     return rows
 
 
@@ -126,21 +145,43 @@ class Study:
 
         Raises: SrkitError if there is no study and no preset, or the settings differ.
         """
+        study = cls.planned(path, preset, overrides, arm, change)
+        study.save_settings()
+        return study
+
+    @classmethod
+    def planned(
+        cls,
+        path: str | Path,
+        preset: str = "",
+        overrides: str = "",
+        arm: str = "",
+        change: bool = False,
+    ) -> Study:
+        """As `open`, but `save_settings` is left to the caller, who may have more to check."""
         path = Path(path)
         asked = [name.strip() for name in arm.split(",") if name.strip()]
         for name in asked:
             if name not in ARMS:
-                raise SrkitError(f"There is no arm {name!r}. {legal_names(name, ARMS)}")
+                raise SrkitError(f"There is no arm {shown(name)}. {legal_names(name, ARMS)}")
         stored = _stored_config(path)
         if stored is None:
             if not preset:
                 raise SrkitError(_no_study(path))
             config = resolve(preset, overrides)
-            _write_config(path, config)
         else:
             config = _merge(path, stored, preset, overrides, change)
         arms = tuple(name for name in ARMS if name in asked or _begun(path, name))
         return cls(path, config, arms or (PAPER_ARM,))
+
+    def save_settings(self) -> None:
+        """Write the settings to `study.yaml`, unless they stand there."""
+        stored = _stored_config(self.path)
+        if stored == self.config:
+            return
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        with self._held(".run", "changing its settings") if stored else nullcontext():
+            write_atomically(self.path / "study.yaml", text)
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -172,8 +213,20 @@ class Study:
         return model_after(self.config.for_arm(arm), arm, iteration - 1)
 
     def manifest(self) -> list[Row]:
-        """Lines of the manifest, oldest first; a torn last line is left out."""
-        return _complete_lines(self.path / "manifest.jsonl")
+        """Lines of the manifest, oldest first; a torn last line is left out.
+
+        Raises: SrkitError naming a line that was damaged, or lacks what decides whether a step is
+        finished.
+        """
+        file = self.path / "manifest.jsonl"
+        rows = _unsealed(
+            file,
+            "Restore the manifest from a copy, or delete this line: the step that it told of, and "
+            "what depends on it, is then made again.",
+        )
+        for number, row in enumerate(rows, 1):
+            _check_record(row, f"{file}, line {number}")
+        return rows
 
     def records(self) -> dict[str, Row]:
         """The last manifest line of every step, with its place in the manifest as `line`."""
@@ -194,8 +247,10 @@ class Study:
         record = records.get(step.name)
         missing = [o for o in step.outputs if not (self.path / o).exists()]
         if record is None or missing:
-            return "interrupted" if self._partials(step) else "not made"
-        if record["settings"] != self._digest(step):
+            if self._partials(step):
+                return "interrupted"
+            return "not made" if missing else "stale: it is there, but not in the manifest"
+        if record.get("settings") != self._digest(step):
             what = ", ".join((*step.settings, *(f"{name}.txt" for name in step.wording)))
             return f"stale: made with other settings ({what})"
         for output in step.outputs:
@@ -215,43 +270,67 @@ class Study:
 
         Raises: SrkitError naming the notebook to run first, or a file that was altered.
         """
-        return read_jsonl(self._checked(name))
+        file = self.path / self.step(name).outputs[0]
+        return _parse_lines(decode(self._checked(name), file), file)
 
     def read_text(self, name: str) -> str:
         """A finished step's file as text; raises as `read` does."""
-        return self._checked(name).read_text("utf-8")
+        return self._checked(name).decode()
 
-    def _checked(self, name: str) -> Path:
-        """The file of a finished step, after comparing it with the manifest."""
+    def _checked(self, name: str) -> bytes:
+        """A finished step's file: the very bytes that were compared with the manifest."""
         step = self.step(name)
-        file = self.path / step.outputs[0]
-        record = self.records().get(name)
-        if record is None or not file.exists():
+        if not self.has(name):
             raise SrkitError(self.missing(step))
-        if _sha256(file) != record["outputs"][step.outputs[0]]:
+        data = (self.path / step.outputs[0]).read_bytes()
+        self._compare(step, step.outputs[0], hashlib.sha256(data).hexdigest())
+        return data
+
+    def _compare(self, step: Step, output: str, found: str) -> None:
+        wanted = self.records()[step.name]["outputs"].get(output, "none")
+        if found != wanted:
             raise SrkitError(
-                f"{file} is not what the manifest names: it was changed after it was made. "
-                f"Delete it and run notebook {step.notebook}, which makes it again."
+                f"{self.path / output} is not what the manifest names (sha256 {found[:12]}, and "
+                f"not {wanted[:12]}): it was changed or damaged after it was made. Restore it from "
+                f"a copy. Or delete it and run notebook {step.notebook}, or `srkit run --study "
+                f"{self.path}`: it is made again, and then what depends on it."
             )
-        return file
+
+    def check_inputs(self, name: str) -> None:
+        """Refuse a finished step that was made from other tables than the manifest names now.
+
+        Raises: SrkitError naming them.
+        """
+        step, records = self.step(name), self.records()
+        now = _used(step, records)
+        other = [o for o, sha256 in records[name]["inputs"].items() if now.get(o) != sha256]
+        other += [o for o in now if o not in records[name]["inputs"]]
+        if other:
+            raise SrkitError(
+                f"{name} was made from other tables than those of {self.path} now: "
+                f"{', '.join(other)}. Run notebook {step.notebook} again, or `srkit run --study "
+                f"{self.path}`."
+            )
 
     def frame(self, name: str) -> pd.DataFrame:
         """A finished table as a data frame."""
         return pd.DataFrame(self.read(name))
 
     def adapter(self, model: str) -> Path:
-        """Folder of a trained model's adapter.
+        """Folder of a trained model's adapter, after comparing its files with the manifest.
 
-        Raises: SrkitError naming the notebook to run first.
+        Raises: SrkitError naming the notebook to run first, or a file that was altered.
         """
         step = self.step(f"{model}/adapter")
         if not self.has(step.name):
             raise SrkitError(self.missing(step))
+        for output in step.outputs:
+            self._compare(step, output, _sha256(self.path / output))
         return self.path / step.name
 
     def fingerprint(self, model: str) -> Row:
         """The fingerprint recorded when a model's adapter was trained."""
-        return json.loads((self.adapter(model) / "fingerprint.json").read_text("utf-8"))
+        return read_object(self.adapter(model) / "fingerprint.json")
 
     def training_log(self, *models: str) -> pd.DataFrame:
         """The trainer's logs of models: model, step, loss, learning_rate, ..."""
@@ -296,7 +375,7 @@ class Study:
         output = f"notebooks/{name}.ipynb"
         row = {"step": f"notebooks/{name}", "inputs": {"source": _sha256(source)}}
         row |= {"outputs": {output: _sha256(self.path / output)}, "seconds": round(seconds, 2)}
-        append_line(self.path / "manifest.jsonl", json.dumps(row))
+        self._append(row)
 
     # --- making things -------------------------------------------------------------------------
 
@@ -319,7 +398,7 @@ class Study:
             return self.read(name)
         step = self.step(name)
         with self._making(step) as (partial, record):
-            chunks = first(lambda: _complete_lines(partial))
+            chunks = first(lambda: _chunks(partial))
             rows = [row for c in chunks for row in c["rows"]]
             parts = range(len(chunks) * chunk, len(items), chunk)
             bar = tqdm(total=len(items), initial=min(parts.start, len(items)), desc=name, **_BAR)
@@ -329,11 +408,11 @@ class Study:
                 began, before = time.monotonic(), self.spent.copy()
                 part = items[start : start + chunk]
                 new = work(part, rows)
-                done = {"seconds": time.monotonic() - began, "rows": new}
+                done = {"chunk": len(chunks), "seconds": time.monotonic() - began, "rows": new}
                 if cost := sum(together(lambda before=before: self.spent - before), Counter()):
                     done["endpoint"] = cost
                 chunks.append(done)
-                first(lambda done=done: append_line(partial, json.dumps(done)))
+                first(lambda done=done: append_line(partial, _sealed(done)))
                 rows += new
                 bar.update(len(part))
             bar.close()
@@ -362,16 +441,42 @@ class Study:
     def make_folder(self, name: str, work: Callable[[Path], Row]) -> None:
         """Make a step whose outputs lie in one folder; `work(folder)` may continue in it.
 
-        What `work` returns goes into the manifest line. Folders in `work`'s folder (checkpoints)
-        are removed at the end.
+        What `work` returns goes into the manifest line; `earlier_seconds`, of interrupted runs,
+        are added to those of this one. Folders in `work`'s folder (checkpoints)
+        are removed at the end, after a note that the work is done: who is cut off there repeats
+        none of it.
         """
         if first(lambda: self.state(name)) == "done":
             return
         step = self.step(name)
         with self._making(step) as (partial, record):
-            first(lambda: _make_folder(partial))
-            record |= work(partial)
+            worked = first(lambda: self._worked(step, partial))
+            if worked is None:
+                first(lambda: _make_folder(partial))
+                began = time.monotonic()
+                worked = work(partial)
+                earlier = worked.pop("earlier_seconds", 0.0)
+                worked["seconds"] = time.monotonic() - began + earlier
+                first(lambda: self._note_worked(step, partial, worked))
+            record |= worked
             first(lambda: _replace_folder(self.path / name, partial))
+
+    def _note_worked(self, step: Step, partial: Path, worked: Row) -> None:
+        sync_files(partial)
+        note = {"sha256": self._hashes(step, partial), "worked": worked}
+        write_atomically(_note(partial), json.dumps(note))
+
+    def _worked(self, step: Step, partial: Path) -> Row | None:
+        """What the work for a folder returned, if it was done and its files are still the same."""
+        if not _note(partial).exists():
+            return None
+        note = json.loads(_note(partial).read_text("utf-8"))
+        folder = partial if partial.exists() else self.path / step.name
+        return note["worked"] if note["sha256"] == self._hashes(step, folder) else None
+
+    def _hashes(self, step: Step, folder: Path) -> dict[str, str]:
+        files = [folder / Path(output).name for output in step.outputs]
+        return {file.name: _sha256(file) for file in files if file.exists()}
 
     @contextmanager
     def _making(self, step: Step) -> Iterator[tuple[Path, Row]]:
@@ -385,8 +490,10 @@ class Study:
 
     def _begin(self, step: Step, held: ExitStack) -> Path:
         """Where work in progress lies, once the lock is `held` and the inputs are there."""
-        held.enter_context(self._lock(step))
+        held.enter_context(self._held(".lock", f"making {step.name}"))
         states = self.states()
+        if states[step.name].startswith("stale"):
+            log.warning("%s is made again: %s", step.name, states[step.name])
         for name in step.inputs:
             if states[name] == "not made" or states[name] == "interrupted":
                 raise SrkitError(self.missing(self.step(name)))
@@ -397,30 +504,46 @@ class Study:
                 )
         if expected := self.expected(step):
             log.info("%s", _announced(step.name, expected))
+        for other in self.steps.values():
+            if states[other.name] == "done" and self._partials(other):
+                _remove(self._partial(other))  # it was cut off right after its manifest line
         partial = self._partial(step)
         _make_folder(partial.parent)
         return partial
 
     def _end(self, step: Step, record: Row) -> None:
         self._record(step, record)
-        for litter in self._partials(step):
-            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+        for partial in self._partials(step):
+            _remove(partial)
 
     @contextmanager
-    def _lock(self, step: Step) -> Iterator[None]:
-        note, lock = self.path / ".lock-holder", FileLock(self.path / ".lock", timeout=0)
-        with _writing(note):
+    def running(self) -> Iterator[None]:
+        """Hold the study for a whole run, whose steps are made by other processes (kernels).
+
+        Raises: SrkitError if another run holds it, saying which.
+        """
+        with self._held(".run", "running the series"):
+            yield
+
+    @contextmanager
+    def _held(self, name: str, doing: str) -> Iterator[None]:
+        """Hold one of the study's locks, with a note of who does and why beside it.
+
+        The system gives a lock back when its holder dies, so a stale one stops nobody.
+        """
+        note, lock = self.path / f"{name}-holder", FileLock(self.path / name, timeout=PATIENCE)
+        with writing(note):
             try:
                 held = lock.acquire()
             except Timeout:
-                holder = note.read_text("utf-8") if note.exists() else "another process"
                 raise SrkitError(
-                    f"The study {self.path} is being written by {holder}. Wait for it to finish, "
-                    "stop it, or use another --study."
+                    f"The study {self.path} is being written by {_holder(note)}. Wait for it to "
+                    "finish, stop it, or use another --study."
                 ) from None
         with held:
-            who = f"process {os.getpid()} on {platform.node()}"
-            write_atomically(note, f"{who}, making {step.name}")
+            since, command = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.orig_argv)[:200]
+            who = f"process {os.getpid()} on {platform.node()} ({command})"
+            write_atomically(note, f"{who}, since {since}, {doing}")
             yield
 
     def _record(self, step: Step, more: Row) -> None:
@@ -440,7 +563,10 @@ class Study:
         row["seconds"] = round(row["seconds"], 2)
         if expected := self.expected(step):
             row["forecast"] = expected
-        append_line(self.path / "manifest.jsonl", json.dumps(row))
+        self._append(row)
+
+    def _append(self, row: Row) -> None:
+        append_line(self.path / "manifest.jsonl", _sealed(row))
 
     def expected(self, step: Step) -> Row:
         """What `srkit forecast` said of a step: seconds, peak_memory_mb, tokens; {} if nothing.
@@ -448,7 +574,7 @@ class Study:
         A forecast that was made for other settings does not count.
         """
         file = self.path / "forecast.json"
-        row = json.loads(file.read_text("utf-8")).get(step.name, {}) if file.exists() else {}
+        row = read_object(file).get(step.name, {}) if file.exists() else {}
         current = row.pop("settings", None) == self._digest(step)
         return row if current else {}
 
@@ -487,15 +613,21 @@ def _begun(path: Path, arm: str) -> bool:
     return any(not f.name.startswith(("prompts", "candidates")) for f in folder.glob("*"))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file so that readers see the old one or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file so that readers see the old one or the new one, never a part.
+
+    A file that says the same already is left alone: a finished study may be read-only.
+    """
+    # A lone surrogate (half of an emoji, from a broken source) becomes a question mark.
+    data = content.encode(errors="replace") if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == data:
+        return
     new = path.with_name(path.name + ".new")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # A lone surrogate (half of an emoji, from a broken source) becomes a question mark.
-            with new.open("w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
+            with new.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(new, path)
@@ -506,7 +638,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line and sync it to disk; a torn earlier line is cut off first."""
-    with _writing(path), path.open("a+b") as file:
+    with writing(path), path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
@@ -518,32 +650,86 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _make_folder(path: Path) -> None:
-    with _writing(path):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def _replace_folder(target: Path, partial: Path) -> None:
     """Let a finished folder take its place; folders in it (checkpoints) go."""
     old = target.with_name(target.name + ".replaced")
+    if partial.exists():
+        for leftover in [p for p in partial.iterdir() if p.is_dir()]:
+            shutil.rmtree(leftover)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-    for leftover in [p for p in partial.iterdir() if p.is_dir()]:
-        shutil.rmtree(leftover)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(partial: Path) -> None:
+    for litter in (partial, _note(partial)):
+        shutil.rmtree(litter) if litter.is_dir() else litter.unlink(missing_ok=True)
+
+
+def _note(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.worked")
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until the files of a folder, which a library wrote, are on the disk."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with writing(path), path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _chunks(partial: Path) -> list[Row]:
+    """Chunks of a table in progress. Raises: SrkitError if one was damaged, doubled or lost."""
+    advice = "Delete this line and those after it, or the whole file: those chunks are made again."
+    chunks = _unsealed(partial, advice)
+    for place, chunk in enumerate(chunks):
+        if chunk.get("chunk") != place:
+            raise SrkitError(f"{partial}, line {place + 1}: this is not chunk {place}. {advice}")
+    return chunks
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Say what to do where the disk is full or cannot be written."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        full = _disk_full(error)
+        if not (full or getattr(error, "errno", None)):  # an error of the system
+            raise
+        folder = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+        advice = (
+            f"Free some space: {folder} has {shutil.disk_usage(folder).free:,} bytes left. Then"
+            if full
+            else f"Let {folder} be written, or copy the study to a folder that can be, and"
+        )
+        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
         raise SrkitError(
-            f"Could not write {path}: {error.strerror}. Free some space or check that the folder "
-            "can be written, then run the same command again: what was made is kept."
+            f"Could not write {path}: {reason}. {advice} run the same command again: what was "
+            "made is kept."
         ) from error
+
+
+def _disk_full(error: Exception) -> bool:
+    """Also where a library's own error hides it: safetensors, and torch, which gives no reason."""
+    hidden = ("os error 28", "PytorchStreamWriter failed writing")
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(words in str(error) for words in hidden)
+
+
+def _holder(note: Path) -> str:
+    """Who holds a lock, as its note says; nobody knows if that process has ended."""
+    said = note.read_text("utf-8") if note.exists() else ""
+    found = re.match(r"process (\d+) on (\S+)", said)
+    if not found or (found[2] == platform.node() and not psutil.pid_exists(int(found[1]))):
+        return "another process"
+    return said
 
 
 def peak_memory_mb() -> dict[str, int]:
@@ -604,9 +790,23 @@ def _announced(name: str, expected: Row) -> str:
     return f"{name}: {time}, {expected['peak_memory_mb'] / 1000:.1f} GB"
 
 
+def _check_record(row: Row, where: str) -> None:
+    """Refuse a manifest line that another version, or a person, wrote in another shape."""
+    kinds = {"step": str, "inputs": dict, "outputs": dict}
+    if not str(row.get("step")).startswith("notebooks/"):
+        kinds["settings"] = str
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+            raise SrkitError(
+                f"{where}: the field {name!r} is {shown(row.get(name))}, which this version of "
+                "srkit cannot use. Restore the manifest, or delete the line: its step runs again."
+            )
+
+
 def _used(step: Step, records: dict[str, Row]) -> Row:
     """Files that a step is made from, with their hashes."""
-    return {o: s for n in step.inputs for o, s in records[n]["outputs"].items()}
+    made = [records[n] for n in step.inputs if n in records]
+    return {o: s for record in made for o, s in record["outputs"].items()}
 
 
 _BAR = {"unit": "item", "mininterval": 2.0, "delay": 2.0, "disable": rank() > 0}
@@ -614,31 +814,35 @@ _BAR = {"unit": "item", "mininterval": 2.0, "delay": 2.0, "disable": rank() > 0}
 
 def _sha256(path: Path) -> str:
     stat = path.stat()
-    return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
+    return _sha256_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _sha256_of(path: Path, size: int, modified: int) -> str:
+def _sha256_of(path: Path, *state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stored_config(path: Path) -> Config | None:
     file = path / "study.yaml"
-    if not file.exists():
-        return None
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.YAMLError as error:
+        if not str(path).isprintable():
+            raise OSError(0, "control characters and half characters are not legal in a path")
+        if not file.exists():
+            return None
+    except OSError as error:  # also a name that is too long, a folder that may not be entered
         raise SrkitError(
-            f"{file} is not YAML: {error}. Restore it, or start another study."
+            f"The study {shown(str(path))} cannot be opened: {error.strerror}. Name another "
+            "folder, such as runs/first."
         ) from None
-    return build(values, {}, str(file))
-
-
-def _write_config(path: Path, config: Config) -> None:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_atomically(path / "study.yaml", text)
+    values = parse_yaml(read_text(file), str(file))
+    try:
+        return build(values, {}, str(file))
+    except SrkitError as error:
+        raise SrkitError(
+            f"{error} A study that another version of srkit made goes on with that version: start "
+            "another study here, or restore the file."
+        ) from None
 
 
 def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool) -> Config:
@@ -654,8 +858,6 @@ def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool
             "study's own, use another study for new settings, or run `srkit run` with --change "
             "to take them over here: steps that depend on them run again."
         )
-    if changes:
-        _write_config(path, config)
     return config
 
 

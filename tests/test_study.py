@@ -244,7 +244,8 @@ def test_a_resume_never_rewrites_what_is_there(study):
 
 def test_a_kill_between_table_and_manifest_repeats_no_work(study):
     study.make_table("seed/ift", ITEMS, work, CHUNK)
-    chunks = [{"seconds": 0.0, "rows": work(ITEMS[i : i + CHUNK], ITEMS[:i])} for i in (0, 3, 6, 9)]
+    parts = [work(ITEMS[i : i + CHUNK], ITEMS[:i]) for i in (0, 3, 6, 9)]
+    chunks = [{"chunk": i, "seconds": 0.0, "rows": part} for i, part in enumerate(parts)]
     partial = study._partial(study.step("seed/ift"))
     partial.write_text("".join(json.dumps(chunk) + "\n" for chunk in chunks))
     (study.path / "manifest.jsonl").unlink()
@@ -462,7 +463,7 @@ def test_another_random_seed_makes_everything_stale(full):
 
 
 def test_fewer_or_more_iterations_make_the_analyses_stale(full):
-    analyses = {name for name in full.steps if name.startswith(("metrics/", "report"))}
+    analyses = {name for name in full.steps if name.startswith(("browse", "metrics/", "report"))}
     fewer = Study.open(full.path, overrides="iterations=1", change=True)
     assert not_done(fewer) == analyses, "they still tell of M3"
     more = Study.open(full.path, overrides="iterations=3", change=True)

@@ -458,12 +458,12 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path):
     assert train._last_checkpoint(tmp_path) is None
     for step in (2, 4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert train._last_checkpoint(tmp_path) is None, "any of them may be torn"
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / train.WHOLE).touch()
     assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"epoch": 1')
-    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-10" / train.WHOLE).touch()
     assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 

@@ -28,6 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srkit.reward_accuracy import LENGTH_ALONE
+from srkit.study import write_atomically
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
@@ -54,6 +55,7 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
     "svg.hashsalt": "srkit",
+    "text.parse_math": False,  # a name with dollar signs is a name, not a formula
 }
 # without dates and versions the bytes depend on the frame alone
 METADATA = {
@@ -75,15 +77,18 @@ class Plate(Figure):
 def save(figure: Figure, frame: pd.DataFrame, stem: Path) -> list[Path]:
     """Write `stem`.png, .svg, .pdf and the tidy frame as `stem`.csv; returns the four paths.
 
-    Floats in the csv have six significant digits, so that it is the same on every machine.
+    A full disk leaves the earlier files whole. Floats in the csv have six significant digits, so
+    that it is the same on every machine.
     """
     stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in (*METADATA, "csv")]
     with style():
-        for path, metadata in zip(paths, METADATA.values(), strict=False):
-            figure.savefig(path, metadata=metadata)
-    frame.to_csv(paths[-1], index=False, float_format="%.6g", lineterminator="\n")
+        for path, (kind, metadata) in zip(paths, METADATA.items(), strict=False):
+            picture = io.BytesIO()
+            figure.savefig(picture, format=kind, metadata=metadata)
+            write_atomically(path, picture.getvalue())
+    rows = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_atomically(paths[-1], rows)
     return paths
 
 
