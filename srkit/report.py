@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srkit import figures, health, metrics
+from srkit import figures, health, metrics, strength
 from srkit.config import Config
 from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
+from srkit.headtohead import MATCH
+from srkit.headtohead import PAPER as PAPER_MATCHES
 from srkit.plan import SEED_MODELS
 from srkit.study import Row, Study
 
@@ -35,6 +37,9 @@ CAPTIONS = {
     "its own candidates (iterations), with the share that did not parse.",
     "win_rates": "Comparisons of answers to the same test prompts by the referee, in both orders; "
     "where the orders disagree it is a tie.",
+    "strengths": "Win rates as they are and as they would be if both answers were equally long (a "
+    "logistic regression; AlpacaEval's term for the difficulty of an instruction is dropped), and "
+    "Bradley-Terry strengths from all comparisons at once.",
     "constraints": "Share of checkable constraints that the answers meet: no judge is involved.",
     "controls": "The oracle's score: the share of its constraints that answers to the test prompts "
     "meet. Trained on the oracle's preferences it must rise, or the machine is broken; trained on "
@@ -51,9 +56,6 @@ CAPTIONS = {
 
 def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     """Every figure of a study by name, as a function that draws it from finished tables."""
-
-    def table(analysis: str, name: str) -> pd.DataFrame:
-        return metrics.load(study, analysis)[name]
 
     simple = {
         "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
@@ -78,8 +80,15 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
             "head_to_head"
         ]
 
-    made = {n: draw(f, lambda a=a, t=t: table(a, t)) for n, (f, a, t) in simple.items()}
+    def strengths() -> pd.DataFrame:
+        names = ("measures", "strengths")
+        return pd.concat([metrics.table(study, "win_rates", name) for name in names])
+
+    made = {
+        n: draw(f, lambda a=a, t=t: metrics.table(study, a, t)) for n, (f, a, t) in simple.items()
+    }
     made["win_rates"] = matches
+    made["strengths"] = draw(figures.strengths, strengths)
     trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
     by_method = {"sft": SEED_MODELS, "dpo": tuple(m for m in trained if m not in SEED_MODELS)}
     for method, names in by_method.items():
@@ -125,7 +134,8 @@ def findings(study: Study) -> list[str]:
     return [
         *_judging(accuracy["accuracy"]),
         *_changes(accuracy["differences"]),
-        *_matches(wins["head_to_head"]),
+        *_matches(wins["head_to_head"], metrics.table(study, "win_rates", "measures")),
+        *_power(metrics.table(study, "win_rates", "power")),
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
         *_controls(wins["controls"]),
@@ -156,22 +166,43 @@ def _changes(table: pd.DataFrame) -> list[str]:
         verdict = _against(row, 0, "better", "worse", "no difference shown")
         told.append(
             f"Judging, {row['model']} against {row['reference']}: {100 * row['value']:+.1f} points "
-            f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], {row['prompts']:.0f} prompts: "
-            f"{verdict}."
+            f"[{_interval(row, '+.1f')}], {row['prompts']:.0f} prompts: {verdict}."
         )
     return told
 
 
-def _matches(table: pd.DataFrame) -> list[str]:
+def _matches(table: pd.DataFrame, measures: pd.DataFrame) -> list[str]:
     told = []
+    controlled = measures[measures["measure"] == "win_rate_length_controlled"]
+    at_equal_length = controlled.set_index(MATCH).to_dict("index")
     for row in table.to_dict("records"):
+        fair = at_equal_length[tuple(row[name] for name in MATCH)]
         rate = {"value": row["win_rate"], "low": row["win_rate_low"], "high": row["win_rate_high"]}
         verdict = _against(rate, 0.5, "preferred", "not preferred", "no difference shown")
         told.append(
             f"Answers of {row['left']} against {row['right']} (referee {row['referee']}): win rate "
             f"{_rate(rate | {'n': row['n']})}, ties half ({row['wins']} wins, {row['ties']} ties, "
-            f"{row['losses']} losses): {verdict}."
+            f"{row['losses']} losses): {verdict}. At equal length {_rate(fair)}."
         )
+    return told
+
+
+def _power(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table[table["here"] & ~table["referee"].str.endswith("(the paper)")].to_dict(
+        "records"
+    ):
+        words = f"With {row['n']} prompts and {100 * row['tie_share']:.0f} % ties, "
+        if pd.isna(row["win_rate"]):
+            words += (
+                f"no win rate that referee {row['referee']} could give would show a difference."
+            )
+        else:
+            words += (
+                f"referee {row['referee']} would show a win rate of {100 * row['win_rate']:.0f} % "
+                "or more (or as far below one half) in four of five studies; smaller ones seldom."
+            )
+        told.append(words)
     return told
 
 
@@ -200,8 +231,8 @@ def _controls(table: pd.DataFrame) -> list[str]:
         change = {"low": row["difference_low"], "high": row["difference_high"]}
         told.append(
             f"The oracle's score of {row['model']} against {row['reference']}: "
-            f"{100 * row['difference']:+.1f} points [{100 * change['low']:+.1f}, "
-            f"{100 * change['high']:+.1f}], {row['n']} prompts: "
+            f"{100 * row['difference']:+.1f} points [{_interval(change, '+.1f')}], "
+            f"{row['n']} prompts: "
             f"{_against(change, 0, 'higher', 'lower', 'no difference shown')}."
         )
     return told
@@ -219,7 +250,14 @@ def _rate(row: Row) -> str:
     n = f", n = {row['n']:.0f}" if "n" in row else ""
     if row["value"] is None or pd.isna(row["value"]):
         return f"(undefined{n})"
-    return f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}{n}]"
+    return f"{100 * row['value']:.1f} % [{_interval(row, '.1f')}{n}]"
+
+
+def _interval(row: Row, form: str) -> str:
+    """Both ends in per cent, where there is an interval."""
+    ends = (row["low"], row["high"])
+    known = all(end is not None and not pd.isna(end) for end in ends)
+    return ", ".join(f"{100 * end:{form}}" for end in ends) if known else "no interval"
 
 
 def _against(row: Row, nothing: float, above: str, below: str, unclear: str) -> str:
@@ -258,6 +296,7 @@ def report_page(study: Study) -> str:
         _section("What was run", _what_was_run(study)),
         _section("Figures", "".join(_figure(study, name) for name in shown)),
         _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
+        _section("Win rates beside the paper's", _win_rates(study)),
         _section("Judge health", _health(study)),
         _section("One pair per iteration", _examples(study)),
         _section("What each step took", _steps(study)),
@@ -336,6 +375,40 @@ def _accuracy_beside_paper(study: Study) -> str:
         rows.append((row["model"], row["metric"], row["value"], interval, left_out, paper))
     columns = ("judge", "metric", "this study", "95 % interval", "n", "the paper (70B, other data)")
     return _table(pd.DataFrame(rows, columns=columns))
+
+
+def _win_rates(study: Study) -> str:
+    """Every pair of models: its win rates in per cent, the referee's steadiness, the paper's."""
+    games = metrics.table(study, "win_rates", "head_to_head")
+    measures = metrics.table(study, "win_rates", "measures").set_index([*MATCH, "measure"])
+    paper = PAPER_MATCHES.set_index(["left", "right"])
+    rows = []
+    for game in games.to_dict("records"):
+        names = tuple(game[name] for name in MATCH)
+        found = {name: measures.loc[(*names, name)] for name in strength.MEASURES}
+        row = {"pair": f"{game['left']} vs {game['right']}", "referee": game["referee"]}
+        rates = [name for name in found if name.startswith("win_rate")]
+        row |= {strength.MEASURES[name]: _rate(found[name].to_dict()) for name in rates}
+        steady = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
+        steady = {key: game[f"position_consistency{end}"] for key, end in steady.items()}
+        row["both orders agree"] = _rate(steady)
+        short = tuple(game[side].removeprefix("self-rewarding/") for side in ("left", "right"))
+        counts = paper.loc[short] if short in paper.index else None
+        of = None if counts is None else "/".join(f"{100 * n / 256:.1f}" for n in counts)
+        rows.append(row | {"the paper: wins/ties/losses (70B, GPT-4, n = 256)": of})
+    note = (
+        "Win rates in per cent with 95 % intervals. Wilson's takes a tie for a coin and is "
+        "wider; at equal length is a logistic regression without AlpacaEval's term for the "
+        "difficulty of an instruction, which exists for its 805 prompts only."
+    )
+    power = metrics.table(study, "win_rates", "power").drop(columns="here")
+    shown = power.pivot(index=["referee", "tie_share"], columns="n", values="win_rate")
+    shown = shown.rename(columns=lambda n: f"n = {n}").rename_axis(columns=None).reset_index()
+    words = (
+        "The smallest win rate (ties half) that n prompts show in four of five studies, by a "
+        "two-sided test at 5 %; empty where no result would."
+    )
+    return f"<p>{note}</p>{_table(pd.DataFrame(rows))}<p>{words}</p>{_table(shown)}"
 
 
 def _examples(study: Study) -> str:

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from srkit import constraints, figures, headtohead, health, length
+from srkit import constraints, figures, headtohead, health, length, strength
 from srkit import reward_accuracy as accuracy
 from srkit.figures import judging, style
 
@@ -63,6 +63,13 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
         "length_distributions": length.lengths(answers),
         "chosen_rejected_lengths": length.chosen_against_rejected({"iter-1": pairs}, 50),
         "head_to_head": headtohead.head_to_head(pd.DataFrame(compared), 50),
+        "strengths": pd.concat(
+            [
+                strength.win_rates(pd.DataFrame(compared), length.lengths(answers), 50),
+                strength.bradley_terry(pd.DataFrame(compared)),
+            ],
+            ignore_index=True,
+        ),
         "score_histograms": health.score_histogram(judged),
         "iteration_funnel": figures.funnel_counts(
             pd.DataFrame({"dropped": [None, "too short", "too short", "similar"]}),
@@ -194,6 +201,28 @@ def test_bars_of_a_match_add_up_to_a_hundred(drawn):
     assert "Referee M0: both orders agree on" in words(figure)
 
 
+def test_strengths_show_raw_and_equal_length_side_by_side(drawn):
+    figure, table = drawn["strengths"]
+    rates, scale = figure.axes
+    for container, measure in zip(
+        rates.containers, ("win_rate", "win_rate_length_controlled"), strict=True
+    ):
+        values = table.loc[table["measure"] == measure, "value"]
+        assert container.lines[0].get_xdata().tolist() == pytest.approx(values.tolist())
+    marks = [container.lines[0].get_marker() for container in rates.containers]
+    assert len(set(marks)) == 2, "a second cue besides the colour"
+    assert scale.get_yticklabels()[0].get_text() == "baseline, n = 9"
+    assert scale.containers[0].lines[0].get_xdata()[0] == 0
+    assert "Every verdict of referee" not in words(figure)
+
+
+def test_strengths_say_where_every_verdict_is_a_tie(drawn):
+    table = drawn["strengths"][1]
+    decided = table["measure"] == "win_rate_decided"
+    silent = table.assign(n=table["n"].mask(decided, 0))
+    assert "Every verdict of referee M0 is a tie" in words(figures.strengths(silent))
+
+
 def test_the_referees_card_is_cited(drawn):
     table = drawn["head_to_head"][1]
     row = {"referee": "M0", "metric": "accuracy", "value": 0.61, "low": 0.52, "high": 0.7, "n": 97}
@@ -257,6 +286,7 @@ def test_controls_start_where_the_arm_started():
         (figures.length_distributions, "no response was measured"),
         (figures.chosen_rejected_lengths, "no pair was left"),
         (figures.head_to_head, "no two models were compared in both orders"),
+        (figures.strengths, "no two models were compared in both orders"),
         (figures.score_histograms, "no judgement was made"),
         (figures.iteration_funnel, "the iteration has no rows"),
         (figures.training_curves, "no training step was logged"),

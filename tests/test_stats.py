@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import kendalltau, norm, spearmanr
 
 from srkit import stats
 from srkit.config import SrkitError
@@ -66,7 +66,9 @@ def test_bootstrap_equals_drawing_prompts_one_by_one():
         drawn = frame.loc[np.repeat(frame.index, times)]
         values.append(drawn["hits"].sum() / drawn["trials"].sum())
     found = stats.bootstrap(frame, RATIO, resamples=200, seed=5)
-    assert [found["low"], found["high"]] == pytest.approx(np.percentile(values, [2.5, 97.5]))
+    tail = norm.cdf(-np.sqrt(9 / 8) * 2.306004)  # Student's t for 8 degrees of freedom, 97.5 %
+    ends = np.quantile(values, [tail, 1 - tail])
+    assert [found["low"], found["high"]] == pytest.approx(ends)
 
 
 def test_bootstrap_takes_a_function_of_sums():

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import by_definition as slow
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import kendalltau, norm, spearmanr
+from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
 from srkit import constraints, headtohead, health, length, stats
@@ -305,9 +306,11 @@ def test_the_bootstrap_is_the_distribution_of_all_resamples(clusters):
     frame = pd.DataFrame(clusters, columns=["hits", "trials"], dtype=float)
     frame["prompt_id"] = [f"p{i}" for i in frame.index]
     found = stats.bootstrap(frame, ("hits", "trials"), resamples=20_000)
+    n = len(clusters)
+    tail = norm.cdf(-np.sqrt(n / (n - 1)) * student.ppf(0.975, n - 1))
     # the values of so few clusters are steps: within a half per cent of all resamples
-    for end, share in (("low", 0.025), ("high", 0.975)):
-        least, most = np.quantile(exact, [share - 0.005, share + 0.005])
+    for end, share in (("low", tail), ("high", 1 - tail)):
+        least, most = np.quantile(exact, np.clip([share - 0.005, share + 0.005], 0, 1))
         assert least - 1e-9 <= found[end] <= most + 1e-9
 
 
@@ -315,10 +318,11 @@ def covered(interval: dict, truth: float) -> bool:
     return interval["low"] is not None and interval["low"] <= truth <= interval["high"]
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+@pytest.mark.parametrize("prompts", [8, 40])
+def test_intervals_hold_the_truth_as_often_as_they_say(prompts):
     """Simulated prompts of unequal difficulty, several trials each: 95 % means 95 %."""
     rng = np.random.default_rng(0)
-    prompts, trials, studies = 40, 3, 150
+    trials, studies = 3, 200
     hits = {"by prompt": 0, "by row": 0, "paired": 0}
     for _ in range(studies):
         easy = rng.beta(1.2, 0.8, prompts)  # mean 0.6, and prompts differ widely
@@ -332,16 +336,15 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             )
             for scale in (1.0, 0.8)
         )
-        by_prompt = stats.rate(left, "hits", "trials", resamples=200)
         by_row = stats.wilson(left["hits"].sum(), prompts * trials)
-        paired = stats.paired_bootstrap(left, right, ("hits", "trials"), resamples=200)
-        hits["by prompt"] += covered(by_prompt, 0.6)
+        paired = stats.paired_bootstrap(left, right, ("hits", "trials"), resamples=400)
+        hits["by prompt"] += covered(stats.rate(left, "hits", "trials", resamples=400), 0.6)
         hits["by row"] += covered(by_row, 0.6)
         hits["paired"] += covered(paired, 0.6 * 0.2)
     share = {name: count / studies for name, count in hits.items()}
     assert 0.90 <= share["by prompt"] <= 0.985, share
     assert 0.90 <= share["paired"] <= 0.985, share
-    assert share["by row"] < 0.89, "rows of a prompt are not independent: this is why"
+    assert share["by row"] < 0.90, "rows of a prompt are not independent: this is why"
 
 
 def test_win_rate_intervals_hold_the_truth():

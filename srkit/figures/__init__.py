@@ -10,7 +10,7 @@ from srkit.figures.controls import controls
 from srkit.figures.judging import reward_accuracy, score_histograms
 from srkit.figures.lengths import chosen_rejected_lengths, length_distributions, length_trend
 from srkit.figures.loop import funnel_counts, iteration_funnel, training_curves
-from srkit.figures.matches import constraint_pass_rates, head_to_head
+from srkit.figures.matches import constraint_pass_rates, head_to_head, strengths
 from srkit.figures.style import empty, save
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "reward_accuracy",
     "save",
     "score_histograms",
+    "strengths",
     "training_curves",
 ]

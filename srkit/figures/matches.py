@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from srkit import constraints, headtohead
+from srkit import constraints, headtohead, strength
 from srkit.figures.style import (
+    COLOURS,
     FAINT,
     LOSS,
     PAGE,
@@ -72,6 +73,44 @@ def head_to_head(table: pd.DataFrame, card: pd.DataFrame | None = None) -> Figur
     return figure
 
 
+@drawing(strength.TABLE, "no two models were compared in both orders")
+def strengths(table: pd.DataFrame) -> Figure | None:
+    """Win rates as they are and at equal length, and Bradley-Terry strengths.
+
+    `table` holds the rows of `strength.win_rates` and of `strength.bradley_terry`, one under the
+    other. A row of the left panel reads "left vs right"; the right panel has the reference model
+    at 0.
+    """
+    matches = table[table["measure"] == "win_rate"].reset_index(drop=True)
+    models = table[table["measure"] == strength.STRENGTH].reset_index(drop=True)
+    if matches.empty or models.empty:
+        return None
+    figure = Plate(figsize=(PAGE, max(1.9, 0.28 * max(len(matches), len(models)) + 1.2)))
+    rates, scale = figure.subplots(1, 2, width_ratios=[4, 3])
+    for name, shift, colour, marker in (
+        ("win_rate", -0.14, COLOURS[0], "o"),
+        ("win_rate_length_controlled", 0.14, COLOURS[1], "D"),
+    ):
+        rows = table[table["measure"] == name]
+        label = strength.MEASURES[name]
+        place = np.arange(len(rows)) + shift
+        dots(rates, place, rows, colour, label, horizontal=True, marker=marker)
+    _rows_of(rates, _match_names(matches), matches["n"])
+    rates.axvline(0.5, color="black", ls=":", lw=1)
+    rates.set(xlim=(-0.02, 1.02), title="Win rate of the first-named")
+    rates.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    rates.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    dots(scale, np.arange(len(models)), models, COLOURS[6], horizontal=True, marker="s")
+    _rows_of(scale, _model_names(models), models["n"])
+    scale.axvline(0, color="black", ls=":", lw=1)
+    reference = "/".join(short_labels(models["right"]).values())
+    scale.set(title="Bradley-Terry strength", xlabel=f"log-odds,\n{reference} = 0")
+    figure.legend(*rates.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    words = "Bars: 95 % interval. n: prompts, and verdicts of each model. Ties count half."
+    caption(figure, words + _all_ties(table))
+    return figure
+
+
 @drawing(constraints.TABLE, "no test prompt has a constraint")
 def constraint_pass_rates(table: pd.DataFrame) -> Figure:
     """Share of constraints met by each model, a row per kind of constraint.
@@ -108,6 +147,29 @@ def _match_names(rows: pd.DataFrame) -> list[str]:
     ends = [f"\n({row.referee})" if several else "" for row in rows.itertuples()]
     names = [f"{labels[row.left]} vs {labels[row.right]}" for row in rows.itertuples()]
     return [name + end for name, end in zip(names, ends, strict=True)]
+
+
+def _model_names(rows: pd.DataFrame) -> list[str]:
+    labels = short_labels([*rows["left"]])
+    several = rows["referee"].nunique() > 1
+    return [labels[r.left] + (f" ({r.referee})" if several else "") for r in rows.itertuples()]
+
+
+def _rows_of(axes: Axes, names: list[str], counts: pd.Series) -> None:
+    """Names down the y axis, the first on top, each with its n."""
+    texts = [f"{name}, n = {n:,}" for name, n in zip(names, counts, strict=True)]
+    axes.set_yticks(range(len(texts)), texts)
+    axes.set_ylim(len(texts) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+
+
+def _all_ties(table: pd.DataFrame) -> str:
+    """A sentence on referees whose every verdict is a tie; they have shown nothing."""
+    decided = table[table["measure"] == "win_rate_decided"].groupby("referee", sort=False)["n"]
+    silent = [referee for referee, n in decided.sum().items() if n == 0]
+    return "".join(
+        f" Every verdict of referee {name} is a tie: nothing is shown." for name in silent
+    )
 
 
 def _referees(rows: pd.DataFrame, card: pd.DataFrame | None) -> list[str]:

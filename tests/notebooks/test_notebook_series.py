@@ -87,11 +87,21 @@ def test_win_rates_follow_from_the_comparisons(study):
         assert row["win_rate"] == pytest.approx((row["wins"] + row["ties"] / 2) / row["n"])
 
 
+def test_every_pair_has_its_rates_at_equal_length_and_every_model_its_strength(study):
+    tables = load(study, "win_rates")
+    rates = {r["measure"]: r["value"] for r in tables["measures"] if r["left"] == "M1"}
+    (game,) = [g for g in tables["head_to_head"] if g["left"] == "M1"]
+    assert rates["win_rate"] == rates["win_rate_wilson"] == game["win_rate"]
+    assert 0 < rates["win_rate_length_controlled"] < 1
+    assert [r["left"] for r in tables["strengths"]] == MODELS
+    assert {r["n"] for r in tables["power"] if r["here"]} == {8, 256}
+
+
 def test_figures_in_three_formats_can_be_made_again_to_the_byte(study):
     files = sorted((study / "figures").iterdir())
     before = {f.name: f.read_bytes() for f in files}
     stems = {name.rpartition(".")[0] for name in before}
-    assert {"reward_accuracy", "win_rates", "length_trend", "chosen_rejected"} <= stems
+    assert {"reward_accuracy", "win_rates", "strengths", "length_trend"} <= stems
     assert all(
         f"{stem}.{kind}" in before for stem in stems for kind in ("png", "svg", "pdf", "csv")
     )

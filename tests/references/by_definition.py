@@ -6,7 +6,7 @@ two presentations: which side was preferred with left shown first, and with righ
 ("left", "right", or None where nothing could be read). Undefined is None.
 
 Sources: the paper's section 3.2.4 (reward metrics) and 3.1.4 (both orders); Kendall 1945 (tau-b);
-Wilson 1927.
+Wilson 1927; Zermelo 1929 and Hunter 2004 (Bradley-Terry by minorisation).
 """
 
 import itertools
@@ -224,3 +224,58 @@ def first_preferred(comparisons):
     """Share of those presentations that the answer shown first won."""
     read = [both for both in comparisons if None not in both]
     return mean([float(b[i] == side) for b in read for i, side in enumerate(("left", "right"))])
+
+
+# --- strengths and power -------------------------------------------------------------------------
+
+
+def logistic(rows, targets, sweeps=3000):
+    """Coefficients that maximise the likelihood, one at a time by Newton's rule, over and over."""
+    found = [0.0] * len(rows[0])
+    for _ in range(sweeps):
+        for k in range(len(found)):
+            slope = curve = 0.0
+            for row, target in zip(rows, targets, strict=True):
+                p = 1 / (1 + math.exp(-sum(b * x for b, x in zip(found, row, strict=True))))
+                slope, curve = slope + row[k] * (target - p), curve + row[k] ** 2 * p * (1 - p)
+            found[k] += slope / curve
+    return found
+
+
+def length_controlled(longer, won):
+    """Win rate at equal length: half a win and half a loss for the advantage and for length."""
+    centre = sum(longer) / len(longer)
+    spread = math.sqrt(sum((d - centre) ** 2 for d in longer) / (len(longer) - 1))
+    rows = [(1.0, math.tanh(d / spread)) for d in longer] + [(1.0, 0.0), (0.0, 1.0)]
+    theta, weight = logistic(rows, [*won, 0.5, 0.5])
+    return 1 / (1 + math.exp(-theta)), weight
+
+
+def bradley_terry(games, sweeps=5000):
+    """Log-strengths by minorisation from (left, right, points of left); a tie per pair is added."""
+    pairs = {frozenset((left, right)) for left, right, _ in games}
+    games = [*games, *((*sorted(pair), 0.5) for pair in pairs)]
+    models = sorted({side for left, right, _ in games for side in (left, right)})
+    strength = dict.fromkeys(models, 1.0)
+    for _ in range(sweeps):
+        new = {}
+        for m in models:
+            won = sum(p if m == left else 1 - p for left, right, p in games if m in (left, right))
+            met = [(left, right) for left, right, _ in games if m in (left, right)]
+            new[m] = won / sum(1 / (strength[left] + strength[right]) for left, right in met)
+        strength = new
+    return {m: math.log(strength[m]) for m in models}
+
+
+def binomial(k, n, p):
+    return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+
+def sign_test_power(n, p):
+    """How often an exact two-sided sign test at 5 % tells games won with p from a coin."""
+    shown = 0.0
+    for wins in range(n + 1):
+        tail = sum(binomial(k, n, 0.5) for k in range(min(wins, n - wins) + 1))
+        if 2 * tail <= 0.05:
+            shown += binomial(wins, n, p)
+    return shown
