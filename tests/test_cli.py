@@ -60,7 +60,7 @@ def test_a_signal_ends_with_one_line(number, code, srkit, tmp_path, monkeypatch)
         time.sleep(5)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(Study, "open", interrupted)
+    monkeypatch.setattr(Study, "planned", interrupted)
     try:
         said = srkit("make", "--study", tmp_path / "s", "--preset", "tiny")
     finally:
