@@ -39,7 +39,11 @@ from srkit.config import ARMS
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKS = "osD^vPX"
+# an arm looks the same whatever stands beside it
+ARM_STYLE = {
+    arm: {"colour": COLOURS[colour], "marker": marker}
+    for arm, colour, marker in zip(ARMS, (0, 5, 3, 4, 2, 1, 6), "osD^vPX", strict=True)
+}
 WIN, TIE, LOSS = "#009E73", "#A6D8F0", "#D55E00"
 
 STYLE = {
@@ -429,9 +433,7 @@ def controls(table: pd.DataFrame) -> Figure:
     arms = list(dict.fromkeys(name.partition("/")[0] for name in table["model"] if "/" in name))
     shifts = np.linspace(-0.18, 0.18, len(arms)) if len(arms) > 1 else [0.0]
     for arm, shift in zip(arms, shifts, strict=True):
-        place = list(ARMS).index(arm)  # an arm looks the same whatever stands beside it
-        style = {"colour": COLOURS[place], "marker": MARKS[place]}
-        _walk(level, change, table, arm, shift, style)
+        _walk(level, change, table, arm, shift, ARM_STYLE[arm])
     change.axhline(0, color=PAPER_GREY, ls="--")
     last = table["model"].str.partition("/")[0].isin(arms).sum() // max(len(arms), 1)
     names = ["start", *(f"M{t + 1}" for t in range(1, last + 1))]
