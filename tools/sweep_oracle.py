@@ -5,8 +5,9 @@ oracle, M1 is trained on the pairs, and both models answer greedily. The prompts
 of the held-out rankings, which no model was trained on and no result of the controls is reported
 on (those are the test prompts): settings are chosen here, and measured there.
 
-`--judge random` tosses coins instead. An interval by prompt cannot see how much one draw of coins
-differs from the next; several `--draw`s can.
+`--judge random` tosses coins instead, and `--judge mirror` turns the pairs of the same coins round.
+An interval by prompt cannot see how much one draw of coins differs from the next, several `--draw`s
+can; and what a draw and its mirror have in common was not learned from the coins.
 
     python tools/sweep_oracle.py runs/first --lr 2e-4 5e-4 --epochs 2 4 --out data/sweeps/oracle.csv
 """
@@ -43,7 +44,7 @@ def main() -> None:
     words.add_argument("--epochs", type=float, nargs="+", default=[2])
     words.add_argument("--beta", type=float, nargs="+", default=[0.1])
     words.add_argument("--pairs", type=int, nargs="+", default=[1000], help="at most")
-    words.add_argument("--judge", choices=["oracle", "random"], default="oracle")
+    words.add_argument("--judge", choices=["oracle", "random", "mirror"], default="oracle")
     words.add_argument("--draw", type=int, nargs="+", default=[0], help="seeds")
     words.add_argument("--out", type=Path, default=Path("data/sweeps/oracle.csv"))
     asked = words.parse_args()
@@ -58,19 +59,30 @@ def main() -> None:
 
 
 def judged_pairs(study: Study, judge: str, draw: int) -> list[dict]:
-    """Best against worst of the first iteration's candidates, by the oracle or by coins."""
+    """Best against worst of the first iteration's candidates, by the oracle or by coins.
+
+    `mirror`: worst against best, by the same coins.
+    """
     groups: dict[str, list[dict]] = {}
     for row in study.read("self-rewarding/iter-1/candidates"):
         groups.setdefault(row["prompt_id"], []).append(row)
     wanted = constraints.parse(study.config.arms.oracle)
 
     def score(row: dict) -> float:
-        if judge == "random":
+        if judge != "oracle":
             return random.Random(derive_seed(draw, row["id"])).randint(0, 5)
         return constraints.points(row["text"], wanted)
 
     settings = study.config.pairs
-    return kept([pair_of(g, {c["id"]: score(c) for c in g}, settings) for g in groups.values()])
+    rows = [pair_of(g, {c["id"]: score(c) for c in g}, settings) for g in groups.values()]
+    return [turned_round(row) if judge == "mirror" else row for row in kept(rows)]
+
+
+def turned_round(pair: dict) -> dict:
+    """A pair with its sides exchanged."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    sides = {name: name.partition("_") for name in pair}
+    return {"".join((other.get(s, s), *rest)): pair[n] for n, (s, *rest) in sides.items()}
 
 
 def answers(study: Study, adapter: Path) -> pd.DataFrame:

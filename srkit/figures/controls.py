@@ -17,7 +17,6 @@ from srkit import constraints
 from srkit.config import ARMS
 from srkit.figures.style import (
     COLOURS,
-    MARKS,
     PAGE,
     PAPER_GREY,
     Plate,
@@ -26,6 +25,12 @@ from srkit.figures.style import (
     drawing,
     span,
 )
+
+# an arm looks the same whatever stands beside it
+ARM_STYLE = {
+    arm: {"colour": COLOURS[colour], "marker": marker}
+    for arm, colour, marker in zip(ARMS, (0, 5, 3, 4, 2, 1, 6), "osD^vPX", strict=True)
+}
 
 
 @drawing(constraints.CONTROLS, "no answer was scored by the oracle")
@@ -39,9 +44,7 @@ def controls(table: pd.DataFrame) -> Figure:
     arms = list(dict.fromkeys(name.partition("/")[0] for name in table["model"] if "/" in name))
     shifts = np.linspace(-0.18, 0.18, len(arms)) if len(arms) > 1 else [0.0]
     for arm, shift in zip(arms, shifts, strict=True):
-        place = list(ARMS).index(arm)  # an arm looks the same whatever stands beside it
-        style = {"colour": COLOURS[place], "marker": MARKS[place]}
-        _walk(level, change, table, arm, shift, style)
+        _walk(level, change, table, arm, shift, ARM_STYLE[arm])
     change.axhline(0, color=PAPER_GREY, ls="--")
     last = table["model"].str.partition("/")[0].isin(arms).sum() // max(len(arms), 1)
     names = ["start", *(f"M{t + 1}" for t in range(1, last + 1))]

@@ -33,7 +33,6 @@ from srkit.study import write_atomically
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKS = "osD^vPX"
 WIN, TIE, LOSS = "#009E73", "#A6D8F0", "#D55E00"
 
 STYLE = {
