@@ -128,9 +128,10 @@ def test_a_process_that_cannot_be_started_is_an_error(child):
     process = child(
         """
         import os, resource
-        os.setuid(65534) if not os.geteuid() else None  # for root there is no such limit
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
         from srkit.parallel import fork_map
+
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        os.geteuid() or os.setuid(65534)  # for root there is no such limit
         fork_map(str, [1, 2])
         """,
         OMP_NUM_THREADS="1",
