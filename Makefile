@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STUDY ?= runs/first
 PRESET ?= cpu
 
-.PHONY: install study test test-slow lint notebooks clean
+.PHONY: install study test test-full lint notebooks clean
 
 install: $(STAMP)
 
@@ -22,7 +22,7 @@ study: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -q
 
-test-slow: $(STAMP) lint
+test-full: $(STAMP) lint
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 lint: $(STAMP)

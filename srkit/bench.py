@@ -51,6 +51,7 @@ from srkit.models import (
     stop_token_ids,
 )
 from srkit.prompts import SCALES, judge_prompt, user
+from srkit.reading import shown
 from srkit.study import derive_seed, peak_memory_mb, provenance, read_jsonl
 
 if TYPE_CHECKING:
@@ -435,6 +436,11 @@ def latest(folder: Path = FOLDER) -> list[Record]:
     for kind in KINDS:
         file = folder / f"{kind}.jsonl"
         for record in read_jsonl(file) if file.exists() else []:
+            if not {"kind", "machine", "model", "rows"} <= set(record):
+                raise SrkitError(
+                    f"{file} holds a record that this version of srkit did not write: "
+                    f"{shown(record)}. Delete its line, or name another --folder."
+                )
             where = record["machine"]["gpu"] or record["machine"]["cpu"]
             found[kind, where, record["model"]] = record
     if not found:

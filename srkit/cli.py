@@ -13,21 +13,42 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from srkit.config import SrkitError
 from srkit.distributed import first, rank, world
+from srkit.escape import visible
 from srkit.plan import PAPER_ARM, notebooks
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+class Interrupted(BaseException):
+    """The run was told to end by a signal: its number."""
+
+
+class Commands(TyperGroup):
+    """Commands that let Ctrl-C out to `main`; typer would say "Aborted!" and no more."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(*(stop.args or (signal.SIGINT,))) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,10 +87,11 @@ def run(
             "Notebooks run in one process. Under a launcher use `srkit make`, which makes the same "
             "steps; `srkit run`, without a launcher, then executes the notebooks and finds them."
         )
-    opened = Study.open(study, preset, _overrides(set_, iterations), arm, change)
+    opened = Study.planned(study, preset, _overrides(set_, iterations), arm, change)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
+    opened.save_settings()
     typer.echo(f"Study {opened.path}, preset {opened.config.preset}, {len(runs)} notebooks.")
     with _alone(opened, runs):
         ahead = _look_ahead(opened)
@@ -96,10 +118,12 @@ def make(
     from srkit.study import Study
 
     overrides = _overrides(set_, iterations)
-    opened = first(lambda: Study.open(study, preset, overrides, arm, change))
-    names, states = step or list(opened.steps), first(opened.states)
+    opened = first(lambda: Study.planned(study, preset, overrides, arm, change))
+    names = [opened.step(name).name for name in step or opened.steps]
+    first(opened.save_settings)
+    states = first(opened.states)
     with ExitStack() as held:
-        if any(states.get(name) != "done" for name in names):
+        if any(states[name] != "done" for name in names):
             first(lambda: held.enter_context(opened.running()))
         for name in names:
             began, state = time.monotonic(), first(lambda name=name: opened.state(name))
@@ -116,10 +140,7 @@ def _overrides(settings: list[str] | None, iterations: int | None) -> str:
 
 
 def _look_ahead(study) -> dict[str, str]:
-    """What each notebook's unfinished steps will take, in words; refuses what cannot fit.
-
-    Nothing is measured here: without an earlier `srkit forecast` the seconds are not known.
-    """
+    """What each notebook's unfinished steps will take, in words; refuses what cannot fit."""
     from srkit import forecast
 
     todo = {name for name, state in study.states().items() if state != "done"}
@@ -128,6 +149,8 @@ def _look_ahead(study) -> dict[str, str]:
     try:
         here = forecast.machine(study.path, study.config.model.device)
         found = forecast.forecast(study.config, study.arms, study, here=here)
+        if not forecast.too_much(found, here) and (speed := _measured_speed(study.config, here)):
+            found = forecast.forecast(study.config, study.arms, study, speed, here)
     except (SrkitError, LookupError) as error:  # a run does not stop for want of a forecast
         typer.echo(f"No forecast: {error}")
         return {}
@@ -234,7 +257,6 @@ def forecast(
     """Say what a study will take; measures this machine once, under a minute. Exit 1: no room."""
     from srkit import forecast as module
     from srkit.config import resolve
-    from srkit.speed import cached, measurable, measure
     from srkit.study import Study
 
     if bool(preset) == bool(study) or (study and set_):
@@ -245,14 +267,23 @@ def forecast(
     arms = opened.arms if opened else (PAPER_ARM,)
     found = module.forecast(config, arms, opened, here=here)
     refusal = module.too_much(found, here)
-    if not refusal and not cached(config.model) and measurable(config.model, here.device):
-        typer.echo("Measuring this machine, once: under a minute.", err=True)
-        found = module.forecast(config, arms, opened, measure(config.model), here)
+    if not refusal and (speed := _measured_speed(config, here)):
+        found = module.forecast(config, arms, opened, speed, here)
     if opened:
         opened.keep_forecast({one.step: one.record() for one in found})
     _print_forecast(module, found, config, here, json_)
     if refusal:
         raise SrkitError(f"This cannot run here: {refusal}")
+
+
+def _measured_speed(config, here):
+    """Of the config's model, measured now if it was not before; None if it cannot be here."""
+    from srkit.speed import cached, measurable, measure
+
+    if (speed := cached(config.model)) or not measurable(config.model, here.device):
+        return speed
+    typer.echo("Measuring this machine, once: under a minute.", err=True)
+    return measure(config.model)
 
 
 def _print_forecast(module, found: list, config, here, as_json: bool) -> None:
@@ -437,9 +468,16 @@ def _words(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; errors of the kit are one paragraph and exit code 1."""
+    """Run the command line; errors of the kit are one paragraph and exit code 1.
+
+    Ctrl-C and SIGTERM end with what they cost, and 128 more than the signal's number.
+    """
+    if world() == 1:  # several wait for one another deep in torch, where only a kill is heard
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
+    except Interrupted as stop:
+        _stop(f"stopped by {signal.Signals(stop.args[0]).name}. {KEPT}", 128 + stop.args[0])
     except SrkitError as error:
         _stop(str(error))
     except OSError as error:
@@ -453,11 +491,15 @@ def main() -> None:
         )
 
 
-def _stop(why: str) -> None:
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)  # what cleans up after Ctrl-C then does so here as well
+
+
+def _stop(why: str, code: int = 1) -> None:
     if rank():
         time.sleep(5)  # where all fail alike, the first one tells, and the launcher ends this one
-    typer.echo(f"srkit: {why}", err=True)
-    sys.exit(1)
+    typer.echo(f"srkit: {visible(why)}", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import shlex
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -33,13 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-
-class SrkitError(ValueError):
-    """What a user can put right: says what is wrong, where, what is legal and what to do next."""
-
-    def _render_traceback_(self) -> list[str]:
-        """Let IPython show the message alone; a stack trace would bury it."""
-        return [f"{type(self).__name__}: {self}"]
+from srkit.reading import SrkitError, parse_yaml, read_text, shown
 
 
 class Section(BaseModel):
@@ -49,17 +42,21 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML's `yes` and `true` would pass for 1."""
+    def _as_it_is_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's `yes` and `true` would pass for 1; a NUL would break a path or a log later."""
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("true and false are not legal here")
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError("line breaks, control characters and half characters are not legal")
         return value
 
 
 class Model(Section):
     """Which model is M0, and how it is held in memory and adapted."""
 
-    name: str = Field("smollm2-135m", description="hub id, folder, .gguf file, smollm2-135m, tiny")
+    name: str = Field(
+        "smollm2-135m", min_length=1, description="hub id, folder, .gguf file, smollm2-135m, tiny"
+    )
     quantization: Literal["none", "nf4"] = Field("none", description="nf4: QLoRA, for GPUs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, bfloat16 on GPUs that have it, else float16"
@@ -85,6 +82,7 @@ class Seed(Section):
 
     source: str = Field(
         "kit",
+        min_length=1,
         description="kit, a folder like data/seed, or Open Assistant messages: a hub id or a file",
     )
     ift: PositiveInt = Field(3200, description="instruction fine-tuning rows at most")
@@ -165,7 +163,11 @@ class Candidates(Section):
 class Judge(Section):
     """M_t as the judge: K judgements per response, score = mean of those that parse."""
 
-    source: Literal["model", "random"] = Field("model", description="random: negative control")
+    source: Literal["model", "external", "human", "random", "oracle"] = Field(
+        "model",
+        description="M_t itself; external: arms.external_judge; human: the ranked responses of the "
+        "seed; random: negative control; oracle: arms.oracle, positive control",
+    )
     rubric: Literal["additive", "multiple_choice"] = Field(
         "additive", description="the paper's Fig. 2 (0 to 5 points) or its Fig. 7 (1 of 5)"
     )
@@ -215,8 +217,32 @@ class Eval(Section):
     resamples: PositiveInt = Field(2000, description="bootstrap resamples, by prompt")
 
 
+class Arms(Section):
+    """What single arms need beside the settings that all arms share."""
+
+    oracle: Annotated[list[str], Field(min_length=1)] = Field(
+        ["min_words=8", "max_words=20", "sentences=1", "list_items=0", "ends_with=."],
+        description="constraints, kind=value as in srkit.constraints; a point for each that is met",
+    )
+    external_judge: Literal["M0", "baseline", "M1", "endpoint"] = Field(
+        "M0", description="the fixed judge of that arm; endpoint: the model of endpoint.model"
+    )
+    positive_share: float = Field(
+        0.25, gt=0, le=1, description="of the responses, for expected scores: no 5 is ever reached"
+    )
+
+    @field_validator("oracle")
+    @classmethod
+    def _constraints_can_be_checked(cls, constraints: list[str]) -> list[str]:
+        from srkit.constraints import parse  # which needs pandas: not for every --help
+
+        parse(constraints)
+        return constraints
+
+
 class Endpoint(Section):
-    """A model behind an OpenAI-compatible server, for `eval.referee` and `instruct.writer`.
+    """A model behind an OpenAI-compatible server: `eval.referee`, `instruct.writer`, or the judge
+    of an arm (`arms.external_judge`).
 
     Keys are no settings: they come from the environment and are written nowhere.
     """
@@ -242,6 +268,14 @@ class Endpoint(Section):
             raise ValueError("an http(s) address without user, password or query is legal")
         return url.rstrip("/")
 
+    @field_validator("model")
+    @classmethod
+    def _printable(cls, model: str) -> str:
+        """It is shown in figures and terminals."""
+        if not model.isprintable():
+            raise ValueError("a name of printable characters is legal")
+        return model
+
     @field_validator("key_variable")
     @classmethod
     def _name_of_a_variable(cls, name: str) -> str:
@@ -257,6 +291,9 @@ class Config(Section):
     random_seed: int = Field(0, ge=0, description="another seed, another draw of everything")
     iterations: PositiveInt = Field(2, description="2: M1 to M3")
     start: Literal["M1", "baseline"] = Field("M1", description="baseline: no EFT (App. A.3)")
+    update: Literal["dpo", "sft"] = Field(
+        "dpo", description="of M_t: DPO on pairs; sft: on its best responses alone (App. A.4)"
+    )
     model: Model = Model()
     seed: Seed = Seed()
     sft: Sft = Sft()
@@ -267,10 +304,12 @@ class Config(Section):
     dpo: Dpo = Dpo()
     eval: Eval = Eval()
     endpoint: Endpoint = Endpoint()
+    arms: Arms = Arms()
 
     @model_validator(mode="after")
     def _an_endpoint_has_an_address(self) -> Config:
-        asked = "endpoint" in (self.eval.referee, self.instruct.writer)
+        roles = (self.eval.referee, self.instruct.writer, self.arms.external_judge)
+        asked = "endpoint" in roles
         if asked and not (self.endpoint.url and self.endpoint.model):
             raise ValueError("an endpoint is asked for: set endpoint.url and endpoint.model")
         return self
@@ -278,7 +317,7 @@ class Config(Section):
     def for_arm(self, arm: str) -> Config:
         """The settings of one arm: these, with the arm's overrides on top."""
         if arm not in ARMS:
-            raise SrkitError(f"There is no arm {arm!r}. {legal_names(arm, ARMS)}")
+            raise SrkitError(f"There is no arm {shown(arm)}. {legal_names(arm, ARMS)}")
         return build({**self.model_dump()}, ARMS[arm], f"arm {arm}") if ARMS[arm] else self
 
     def digest(self, *names: str) -> str:
@@ -310,7 +349,11 @@ LIMITS = (
 ARMS: dict[str, dict[str, str]] = {
     "self-rewarding": {},
     "ift-only": {"start": "baseline"},
+    "positive-only": {"update": "sft"},
+    "human": {"judge.source": "human"},
+    "external-judge": {"judge.source": "external"},
     "random-judge": {"judge.source": "random"},
+    "oracle": {"judge.source": "oracle"},
 }
 
 
@@ -331,11 +374,10 @@ def resolve(preset: str, overrides: str = "") -> Config:
     Raises: SrkitError on an unknown preset, an unknown field, or an illegal value.
     """
     if preset not in presets():
-        raise SrkitError(f"There is no preset {preset!r}. {legal_names(preset, presets())}")
-    text = (
-        resources.files("srkit").joinpath("presets").joinpath(f"{preset}.yaml").read_text("utf-8")
-    )
-    config = build(yaml.safe_load(text), parse_overrides(overrides), f"preset {preset}")
+        raise SrkitError(f"There is no preset {shown(preset)}. {legal_names(preset, presets())}")
+    file = resources.files("srkit").joinpath("presets").joinpath(f"{preset}.yaml")
+    values = parse_yaml(read_text(file), str(file))
+    config = build(values, parse_overrides(overrides), f"preset {preset}")
     return config.model_copy(update={"preset": preset})
 
 
@@ -344,11 +386,13 @@ def parse_overrides(text: str) -> dict[str, str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise SrkitError(f"The overrides {text!r} have an open quote ({error}).") from None
+        raise SrkitError(
+            f"The overrides {shown(text)} have an open quote or end ({error})."
+        ) from None
     for word in words:
         if "=" not in word or word.startswith("="):
             raise SrkitError(
-                f"The override {word!r} is not of the form section.field=value, "
+                f"The override {shown(word)} is not of the form section.field=value, "
                 'for example "dpo.beta=0.2 judge.samples=5".'
             )
     return dict(word.split("=", 1) for word in words)
@@ -359,7 +403,10 @@ def build(values: dict[str, Any], overrides: dict[str, str], where: str) -> Conf
 
     Raises: SrkitError on values that are no mapping, an unknown field, or an illegal value.
     """
-    merged = json.loads(json.dumps(_mapping(values, "settings", where), default=str))
+    try:
+        merged = json.loads(json.dumps(_mapping(values, "settings", where), default=str))
+    except (TypeError, ValueError) as error:  # a date as a name, an anchor inside itself
+        raise SrkitError(f"Bad settings in {where}: {error}. Names are words.") from None
     for dotted, value in overrides.items():
         _check_name(dotted)
         section, _, field = dotted.rpartition(".")
@@ -396,7 +443,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def legal_names(name: str, legal: Any) -> str:
     """`Did you mean 'x'? Legal are: ...` for a name that is not in `legal`."""
-    near = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:80], list(legal), n=1, cutoff=0.5)
     guess = f"Did you mean {near[0]!r}? " if near else ""
     return f"{guess}Legal are: {', '.join(legal)}."
 
@@ -416,7 +463,7 @@ def _mapping(values: Any, name: str, where: str) -> dict[str, Any]:
     if isinstance(values, dict):
         return values
     raise SrkitError(
-        f"Bad settings in {where}: {name} = {values!r} is not a mapping such as "
+        f"Bad settings in {where}: {name} = {shown(values)} is not a mapping such as "
         "`dpo: {beta: 0.1}`."
     )
 
@@ -433,11 +480,13 @@ def _check_name(dotted: str) -> None:
     inside = [n for n in legal if n.startswith(f"{section}.")]
     if inside and field:
         hint = legal_names(field, [n.split(".")[1] for n in inside])
-        raise SrkitError(f"There is no setting {field!r} in section {section!r}. {hint}")
-    near = difflib.get_close_matches(dotted, list(legal), n=3, cutoff=0.4)
+        raise SrkitError(f"There is no setting {shown(field)} in section {section!r}. {hint}")
+    near = difflib.get_close_matches(dotted[:80], list(legal), n=3, cutoff=0.4)
     guess = f"Near it: {', '.join(near)}. " if near else ""
     sections = ", ".join(dict.fromkeys(n.split(".")[0] for n in legal))
-    raise SrkitError(f"There is no setting {dotted!r}. {guess}Sections and settings: {sections}.")
+    raise SrkitError(
+        f"There is no setting {shown(dotted)}. {guess}Sections and settings: {sections}."
+    )
 
 
 def _explain(error: ValidationError, where: str) -> str:
@@ -450,12 +499,12 @@ def _explain(error: ValidationError, where: str) -> str:
             *sections, field = name.split(".")
             prefix = ".".join(sections) + "." if sections else ""
             names = [n[len(prefix) :] for n in fields() if n.startswith(prefix)]
-            lines.append(f"unknown setting {name!r}. {legal_names(field, names)}")
+            lines.append(f"unknown setting {shown(name)}. {legal_names(field, names)}")
             continue
         field = fields().get(name)
         reason = f" ({field.description})" if field is not None and field.description else ""
         hidden = isinstance(problem["input"], dict) or (field is not None and not field.repr)
-        given = "" if hidden else f" = {problem['input']!r}"
+        given = "" if hidden else f" = {shown(problem['input'])}"
         message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{name or 'settings'}{given}: {message}{reason}.")
     return f"Bad settings in {where}: " + " ".join(lines)

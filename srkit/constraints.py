@@ -1,5 +1,10 @@
 """Constraints that a program can check: the oracle of the positive control, and a measure.
 
+The oracle (`arms.oracle`) is a list of constraints that applies to every answer, asked for or not,
+a point for each that is met. As the judge of the arm `oracle` it decides the pairs; on the answers
+to the test prompts it says of every model how far it came. It is a control, not a taste: what it
+asks for is arbitrary, but it is known, it does not drift, and it differs among the candidates.
+
 A test prompt may state constraints in words ("in at most 20 words"), and carries them as data
 (`{"kind": "max_words", "value": 20}`). Whether an answer meets them needs no judge, so pass rates
 are the one measure here that no model's taste enters.
@@ -18,20 +23,44 @@ quotation marks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from srkit import stats
-from srkit.config import SrkitError
+from srkit.config import SrkitError, legal_names
 
+Constraint = Mapping[str, Any]  # kind and value
 EVERY = "all constraints"
 OUTCOMES = ("model", "prompt_id", "kind", "passed")
 TABLE = ("model", "kind", "value", "low", "high", "n", "prompts")
+CONTROLS = ("model", "value", "low", "high", "n", "reference", "difference", "difference_low")
+CONTROLS += ("difference_high",)
 
 
-def check(text: str, constraint: Mapping[str, Any]) -> bool:
+def parse(constraints: Sequence[str]) -> list[Constraint]:
+    """Constraints from their short form: "max_words=20" is {"kind": "max_words", "value": 20}.
+
+    One word each for `include` and `avoid`. Raises SrkitError for an unknown kind, or a value that
+    is not of the kind.
+    """
+    parsed = []
+    for short in constraints:
+        kind, _, value = short.partition("=")
+        if kind not in CHECKS:
+            raise SrkitError(f"there is no constraint {kind!r}. {legal_names(kind, CHECKS)}")
+        try:
+            parsed.append({"kind": kind, "value": VALUES.get(kind, str)(value)})
+        except ValueError:
+            raise SrkitError(
+                f"the constraint {short!r} has no legal value; max_words=20, lowercase=true, "
+                "include=you and ends_with=. have"
+            ) from None
+    return parsed
+
+
+def check(text: str, constraint: Constraint) -> bool:
     """Whether `text` meets one constraint, {"kind": ..., "value": ...}.
 
     Raises SrkitError for an unknown kind.
@@ -43,6 +72,11 @@ def check(text: str, constraint: Mapping[str, Any]) -> bool:
             "Correct the `constraints` of the test prompt."
         )
     return bool(re.search(r"\w", text)) and bool(CHECKS[kind](text.strip(), constraint["value"]))
+
+
+def points(text: str, constraints: Sequence[Constraint]) -> int:
+    """The oracle's score of a text: how many of the constraints it meets."""
+    return sum(check(text, constraint) for constraint in constraints)
 
 
 def outcomes(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -88,17 +122,50 @@ def pass_rates(
     return pd.DataFrame(rows, columns=list(TABLE)).astype(numbers)
 
 
+def oracle_scores(
+    responses: Mapping[str, pd.DataFrame],
+    constraints: Sequence[Constraint],
+    references: Mapping[str, str],
+    resamples: int = stats.RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The oracle's score of each model's answers, and its change: the table of the controls.
+
+    `references` names the model that an arm started from. Columns: model, value (mean share of the
+    constraints that an answer meets), low, high (95 %, by prompt), n (prompts), reference,
+    difference (model - reference, on the same prompts), difference_low, difference_high.
+    """
+    share, options = ("points", "most"), {"resamples": resamples, "seed": seed}
+    scored = {}
+    for model, table in responses.items():
+        used = stats.require(table, ("prompt_id", "text"), f"responses of {model}")
+        met = [points(str(text), constraints) for text in used["text"]]
+        scored[model] = used[["prompt_id"]].assign(points=met, most=len(constraints))
+    rows = []
+    for model, table in scored.items():
+        row = {"model": model, **stats.bootstrap(table, share, **options)}
+        if reference := references.get(model):
+            change = stats.paired_bootstrap(table, scored[reference], share, **options)
+            ends = {"value": "difference", "low": "difference_low", "high": "difference_high"}
+            row |= {"reference": reference, **{name: change[key] for key, name in ends.items()}}
+        rows.append(row)
+    numbers = dict.fromkeys(set(CONTROLS) - {"model", "n", "reference"}, float)
+    return pd.DataFrame(rows, columns=list(CONTROLS)).astype(numbers)
+
+
 def _words(text: str) -> int:
     return sum(bool(re.search(r"\w", word)) for word in text.split())
 
 
-def _sentences(text: str) -> int:
+def sentences(text: str) -> int:
+    """Sentences of a text, by how they end; a list without full stops is one."""
     # the mark of a list item is no sentence ("1. Wash")
     text = re.sub(r"(?m)^\s*(?:[-*]|\d+\.)\s+(?=\S)", "", text)
     return sum(bool(re.search(r"\w", part)) for part in re.split(r"[.!?]+[\"')\]]*(?:\s+|$)", text))
 
 
-def _list_items(text: str) -> int:
+def list_items(text: str) -> int:
+    """Lines that start as an item of a list: with `-`, `*`, or a number such as `1.`."""
     return len(re.findall(r"(?m)^[ \t]*(?:[-*]|\d+\.)[ \t]+\S", text))
 
 
@@ -123,8 +190,8 @@ def _has_number(text: str, number: float) -> bool:
 CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "max_words": lambda text, n: _words(text) <= n,
     "min_words": lambda text, n: _words(text) >= n,
-    "sentences": lambda text, n: _sentences(text) == n,
-    "list_items": lambda text, n: _list_items(text) == n,
+    "sentences": lambda text, n: sentences(text) == n,
+    "list_items": lambda text, n: list_items(text) == n,
     "include": lambda text, words: all(_has_word(text, word) for word in words),
     "avoid": lambda text, words: not any(_has_word(text, word) for word in words),
     "starts_with": _starts_with,
@@ -132,4 +199,11 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "lowercase": lambda text, wanted: text.islower() == wanted,
     "uppercase": lambda text, wanted: text.isupper() == wanted,
     "number": _has_number,
+}
+
+VALUES: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("max_words", "min_words", "sentences", "list_items"), int),
+    **dict.fromkeys(("include", "avoid"), lambda word: [word]),
+    **dict.fromkeys(("lowercase", "uppercase"), lambda word: ("false", "true").index(word) == 1),
+    "number": float,
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srkit.prompts import user
+from srkit.sft import make_positive
 from srkit.study import Row, Study, derive_seed, kept
 
 if TYPE_CHECKING:
@@ -38,11 +39,14 @@ def preferences(pairs: list[Row]) -> list[Preference]:
 def make_dpo(study: Study, arm: str, iteration: int) -> Row:
     """Step `<arm>/M(t+1)/adapter`: DPO from M_t. Returns its manifest line.
 
-    Raises: SrkitError if too few pairs are left, or the start is not what DPO assumes.
+    An arm whose `update` is `sft` goes to `sft.make_positive`. Raises: SrkitError if too few pairs
+    are left, or the start is not what DPO assumes.
     """
     from srkit.pairs import check_enough
 
     config = study.config.for_arm(arm)
+    if config.update == "sft":
+        return make_positive(study, arm, iteration)
     folder = f"{arm}/iter-{iteration}"
     step = f"{study.policy_before(arm, iteration + 1)}/adapter"
 

@@ -15,7 +15,9 @@ Surprising decisions:
   off, and with the end token where the server counts it.
 - Log-probabilities are read from the 20 alternatives that servers list for a generated token
   (`option_logprobs`). Exact ones would need the server to echo its prompt, which few do.
-- A user's text that looks like a control token is the server's to handle, not this module's.
+- The server makes the tokens, and most read "<|im_end|>" in a message as the end of its turn. So
+  control tokens as the common models write them are split by a space (`defuse`). Those of other
+  models are not known here: with such a model, an answer may still speak as somebody else.
 
 The key comes from the environment variable `endpoint.key_variable` and is written nowhere.
 
@@ -32,7 +34,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from threading import Lock
@@ -54,6 +56,11 @@ BEGUN = "This is a list"  # four tokens, and more than a single token can hold
 LISTED = 20  # alternatives per token; OpenAI and vLLM list no more
 PAUSE = 0.5  # seconds before an answer that makes no sense is asked for again; then twice that
 SEEDS = 2**31  # llama.cpp reads 32 bits, and its largest value as "random"
+CONTROL = re.compile(  # of ChatML, Llama, DeepSeek; sentencepiece and Gemma; Mistral and Llama 2
+    r"<(?=[|｜])|<(?=/?(?:s|bos|eos|pad|unk|mask|start_of_turn|end_of_turn)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT)\])"
+    r"|<(?=</?SYS>>)"
+)
 KEPT = "What is finished is kept, in whole chunks; the same command goes on from there."
 
 
@@ -106,6 +113,11 @@ def _bound(position: Listed) -> float:
     logprobs = [logprob for _, logprob in position.alternatives]
     left = 1 - math.fsum(map(math.exp, logprobs))
     return min(*logprobs, math.log(left) if left > 0 else 0.0)
+
+
+def defuse(text: str) -> str:
+    """The text with a space inside what would be a control token of a common model."""
+    return CONTROL.sub(r"\g<0> ", text)
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,8 @@ class EndpointEngine:
     def _request(self, conversation: Conversation, **more: Any) -> dict[str, Any]:
         continued = conversation[-1]["role"] == "assistant"
         fields = self._neutral() | (self._continuation() if continued else {})
-        return {"messages": conversation, "extra_body": fields, **more}
+        messages = [{**message, "content": defuse(message["content"])} for message in conversation]
+        return {"messages": messages, "extra_body": fields, **more}
 
     def _ask_all(self, requests: list[dict[str, Any]]) -> list[Answer]:
         """Answers in order; the first failure cancels what has not begun."""
@@ -224,7 +237,7 @@ class EndpointEngine:
                 time.sleep(min(PAUSE * 2**attempt, 8))
                 continue
             self._count(answer)
-            return answer
+            return replace(answer, text=self._masked(answer.text))
         raise SrkitError(
             f"{self._name()} answered {self.settings.retries + 1} times with something that is no "
             "chat completion. Is it an OpenAI-compatible server, and endpoint.url complete, with "
@@ -288,7 +301,7 @@ class EndpointEngine:
         """What was generated: llama.cpp's text begins with the message that was continued."""
         last = conversation[-1]
         echoed = last["role"] == "assistant" and self._link().echoes
-        return answer.text.removeprefix(last["content"]) if echoed else answer.text
+        return answer.text.removeprefix(defuse(last["content"])) if echoed else answer.text
 
     # --- errors --------------------------------------------------------------------------------
 
@@ -296,7 +309,7 @@ class EndpointEngine:
         """What the client gave up on, without the key, and what to do about it."""
         status = getattr(error, "status_code", None)
         kind = _RefusedError if status in (400, 422) else SrkitError
-        said = " ".join(str(error).replace(self._key() or "***", "***").split())
+        said = " ".join(self._masked(str(error)).split())
         advice = ADVICE.get(status or type(error).__name__, "The server's own log says more.")
         return kind(f"{self._name()} failed: {said[:300].rstrip('.')}. {advice} {KEPT}")
 
@@ -305,6 +318,10 @@ class EndpointEngine:
 
     def _key(self) -> str:
         return os.environ.get(self.settings.key_variable, "").strip()
+
+    def _masked(self, text: str) -> str:
+        """A server can send the key back, as an error or as an answer: neither is to keep it."""
+        return text.replace(self._key() or "***", "***")
 
     def _name(self) -> str:
         return f"The endpoint {self.settings.url} (model {self.settings.model!r})"

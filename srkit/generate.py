@@ -45,9 +45,10 @@ from transformers import AttentionInterface
 from srkit.config import SrkitError
 from srkit.engine import Completion, Sampling
 from srkit.memory import needed, ran_out
-from srkit.models import Policy, encode_prompt, stop_token_ids
+from srkit.models import Policy, context_of, encode_prompt, stop_token_ids
 from srkit.parallel import fork_map, shares
 from srkit.prompts import Conversation
+from srkit.reading import shown
 
 Ids = tuple[int, ...]
 
@@ -104,6 +105,7 @@ def sample(
         prompts.setdefault(ids, _Prompt(ids)).rows.extend(rows)
         grid.append(rows)
     if n and prompts:
+        _check_room(policy, prompts, sampling.max_tokens)
         with needed("generating", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
             _sample(model, list(prompts.values()), sampling)
     return [[row.completion() for row in rows] for rows in grid]
@@ -128,6 +130,7 @@ def score_options(
     ids = [tuple(encode_prompt(policy.tokenizer, c)) for c in conversations]
     if not (ids and encoded):
         return np.zeros((len(ids), len(encoded)))
+    _check_room(policy, ids, max(map(len, encoded)))
     with needed("scoring", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
         prompts = [_Prompt(i) for i in dict.fromkeys(ids)]
         parts = _parts(model, prompts, [len(p.ids) for p in prompts], TOKENS_EACH)
@@ -136,6 +139,20 @@ def score_options(
         for found in fork_map(lambda part: batch.score(part, encoded), parts):
             scores |= found
     return np.array([scores[i] for i in ids], dtype=np.float64)
+
+
+def _check_room(policy: Policy, prompts: Iterable[Ids], columns: int) -> None:
+    """Refuse a prompt that, with `columns` tokens more, is longer than the model's context."""
+    context = context_of(policy.model)
+    longest = max(prompts, key=len)
+    if len(longest) + columns > context:
+        begins = policy.tokenizer.decode(longest[:40], skip_special_tokens=True)
+        raise SrkitError(
+            f"A prompt of {len(longest)} tokens and {columns} more do not fit the model's context "
+            f"of {context} tokens; it begins {shown(begins)}. Shorten the prompt to "
+            f"{max(0, context - columns)} tokens (seed.max_words), ask for fewer tokens "
+            "(max_tokens), or use a model with a longer context."
+        )
 
 
 def _sample(model: nn.Module, prompts: list[_Prompt], sampling: Sampling) -> None:
@@ -469,13 +486,6 @@ class _Batch:
 
     def __init__(self, model: nn.Module, ids: list[Ids], columns: int, batches: int = 1):
         config = model.config.get_text_config()
-        longest, context = max(map(len, ids)), config.max_position_embeddings
-        if longest + columns > context:
-            raise SrkitError(
-                f"A prompt of {longest} tokens and {columns} more do not fit the model's context "
-                f"of {context} tokens. Shorten the prompt to {context - columns} tokens, ask for "
-                "fewer tokens, or use a model with a longer context."
-            )
         self.model, self.device, self.columns = model, model.device, columns
         self.limit = ROW_LIMIT.get(self.device.type, ROW_LIMIT["cpu"])
         # The last token stays out of the prefix: every prompt needs logits of its own.

@@ -66,8 +66,8 @@ def verdicts(comparisons: pd.DataFrame) -> pd.DataFrame:
     Columns: referee, left, right, prompt_id, verdict (win, tie or loss of left; missing if
     incomplete), reason (agree, disagree, unparsed or incomplete), first_preferred (orders in which
     the answer shown first was preferred), parsed (orders), log_odds_left (mean of both orders, NaN
-    without both). Raises SrkitError when left is right, for a repeated order, or a word that is
-    neither left nor right.
+    without both). Raises SrkitError when left is right, for a missing name, a repeated order, or a
+    word that is neither left nor right.
     """
     rows = stats.require(comparisons, COMPARISONS, "comparisons")
     _check(rows)
@@ -152,6 +152,12 @@ def referee_card(
 
 
 def _check(rows: pd.DataFrame) -> None:
+    for column in (*MATCH, "prompt_id"):
+        if unnamed := int(rows[column].isna().sum()):
+            raise SrkitError(
+                f"`{column}` is missing in {unnamed} comparison(s). Each needs its referee, left, "
+                "right and prompt_id, or it would be left out unseen; redo these rows."
+            )
     same = rows[rows["left"] == rows["right"]]
     if len(same):
         raise SrkitError(

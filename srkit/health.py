@@ -40,7 +40,7 @@ def judge_health(judgements: pd.DataFrame) -> dict[str, Any]:
     ties, histogram = _ties(scores), _histogram(rows["score"])
     modal = max(histogram, key=histogram.get) if rows["parsed"].any() else None
     spread = scores.groupby("prompt_id")["score"].agg(["size", "min", "max"]).query("size > 1")
-    spread = spread.reset_index().assign(flat=lambda s: _equal(s["min"], s["max"]), one=1)
+    spread = spread.reset_index().assign(flat=lambda s: s["min"] == s["max"], one=1)
     said = rows[rows["parsed"]]
     said = said.assign(modal=_whole(said["score"]).astype(str) == modal)
     return {
@@ -136,13 +136,8 @@ def _histogram(score: pd.Series) -> dict[str, int]:
     return {str(level): int(seen.get(level, 0)) for level in levels}
 
 
-def _equal(a: pd.Series, b: pd.Series) -> pd.Series:
-    return (a - b).abs() < 1e-9
-
-
 def _ties(scores: pd.DataFrame) -> pd.DataFrame:
     pairs = scores.merge(scores, on="prompt_id")
     pairs = pairs[pairs["response_id_x"] < pairs["response_id_y"]]
-    return pd.DataFrame(
-        {"prompt_id": pairs["prompt_id"], "tied": _equal(pairs["score_x"], pairs["score_y"])}
-    ).assign(one=1)
+    tied = pairs["score_x"] == pairs["score_y"]
+    return pd.DataFrame({"prompt_id": pairs["prompt_id"], "tied": tied}).assign(one=1)

@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
+from srkit import human
 from srkit.config import Instruct, SrkitError
 from srkit.engine import Sampling, open_engine
+from srkit.plan import PAPER_ARM
 from srkit.prompts import parse_requests, self_instruct_prompt
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -95,6 +97,11 @@ def make_prompts(study: Study, arm: str, iteration: int) -> list[Row]:
     """
     name = f"{arm}/iter-{iteration}/prompts"
     config = study.config.for_arm(arm)
+    if study.step(name).same_as:
+        make_prompts(study, PAPER_ARM, iteration)
+        return study.copy_table(name)
+    if config.judge.source == "human":
+        return human.make_prompts(study, arm, iteration)
     settings = config.instruct
     own = settings.writer == "current"
     writer = study.policy_before(arm, iteration) if own else settings.writer

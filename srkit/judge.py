@@ -17,11 +17,14 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
+from srkit import human
 from srkit.config import Judge, SrkitError
+from srkit.constraints import parse, points
 from srkit.engine import Sampling, open_engine
 from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
 from srkit.study import Row, Study, derive_seed, kept
@@ -166,32 +169,53 @@ def judge_responses(
     judge's name in the study. The settings are those of the step's arm; `samples` and `method`
     take the place of its K and its method.
     """
-    config = study.settings(study.step(step))
-    settings = config.judge
-    draws = {"random": _random_scores, "expected": _expected_scores, "sampled": _sampled_scores}
+    settings = study.settings(study.step(step)).judge
     method = method or settings.method
-    if settings.source == "random" and "/iter-" in step:
-        method = "random"
-    count = 1 if method == "expected" else samples or settings.samples
+    if settings.source in ("random", "human", "oracle") and "/iter-" in step:
+        method = settings.source
 
     def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
-        seeds = [
-            [derive_seed(config.random_seed, step, r["id"], k) for k in range(count)] for r in part
-        ]
-        drawn = draws[method](study, model, part, seeds, settings)
-        return [
-            {
-                "id": f"{row['id']}@{k}",
-                "response_id": row["id"],
-                "prompt_id": row["prompt_id"],
-                "sample": k,
-                **judgement,
-            }
-            for row, judgements in zip(part, drawn, strict=True)
-            for k, judgement in enumerate(judgements)
-        ]
+        return draw_judgements(study, step, model, part, settings, samples, method)
 
     return study.make_table(step, responses, work, chunk=settings.chunk)
+
+
+def draw_judgements(
+    study: Study,
+    name: str,
+    model: str,
+    responses: Sequence[Row],
+    settings: Judge,
+    samples: int | None = None,
+    method: str | None = None,
+) -> list[Row]:
+    """The rows of `judge_responses`, without a table; `name` is where their seeds come from."""
+    draws = {
+        "expected": _expected_scores,
+        "sampled": _sampled_scores,
+        "random": _random_scores,
+        "human": _human_scores,
+        "oracle": partial(_oracle_scores, parse(study.config.arms.oracle)),
+    }
+    method = method or settings.method
+    once = method in ("expected", "human", "oracle")  # another draw would say the same
+    count = 1 if once else samples or settings.samples
+    seeds = [
+        [derive_seed(study.config.random_seed, name, row["id"], k) for k in range(count)]
+        for row in responses
+    ]
+    drawn = draws[method](study, model, responses, seeds, settings)
+    return [
+        {
+            "id": f"{row['id']}@{k}",
+            "response_id": row["id"],
+            "prompt_id": row["prompt_id"],
+            "sample": k,
+            **judgement,
+        }
+        for row, judgements in zip(responses, drawn, strict=True)
+        for k, judgement in enumerate(judgements)
+    ]
 
 
 def _prompts(part: Sequence[Row], settings: Judge) -> list:
@@ -242,20 +266,30 @@ def _expected_scores(study: Study, model: str, part, seeds, settings: Judge) -> 
 
 def _random_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
     low, high = SCALES[settings.rubric]
-    empty = {"text": None, "tokens": 0, "truncated": False}
-    return [
-        [{**empty, "score": float(random.Random(seed).randint(low, high))} for seed in row]
-        for row in seeds
-    ]
+    return [[_unwritten(random.Random(seed).randint(low, high)) for seed in row] for row in seeds]
+
+
+def _human_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
+    return [[_unwritten(human.score(row["rank"]))] for row in part]
+
+
+def _oracle_scores(constraints, study: Study, model: str, part, seeds, settings: Judge):
+    return [[_unwritten(points(row["text"], constraints))] for row in part]
+
+
+def _unwritten(score: float) -> Row:
+    """A judgement that no model wrote."""
+    return {"text": None, "score": float(score), "tokens": 0, "truncated": False}
 
 
 def judge_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
-    """Step `<arm>/iter-<t>/judgements`: M_t judges its own candidates."""
+    """Step `<arm>/iter-<t>/judgements`: M_t judges its own candidates, or who the arm says does."""
     folder = f"{arm}/iter-{iteration}"
-    policy = study.policy_before(arm, iteration)
-    return judge_responses(
-        study, f"{folder}/judgements", policy, study.read(f"{folder}/candidates")
-    )
+    config = study.config.for_arm(arm)
+    judge = study.policy_before(arm, iteration)
+    if config.judge.source == "external":
+        judge = config.arms.external_judge
+    return judge_responses(study, f"{folder}/judgements", judge, study.read(f"{folder}/candidates"))
 
 
 def judge_held_out(study: Study, model: str) -> list[Row]:

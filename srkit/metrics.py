@@ -15,7 +15,8 @@ from itertools import pairwise
 
 import pandas as pd
 
-from srkit import constraints, headtohead, health, length, reward_accuracy
+from srkit import constraints, headtohead, health, length, reward_accuracy, strength
+from srkit.config import SrkitError
 from srkit.plan import model_names
 from srkit.study import Study
 
@@ -26,6 +27,13 @@ def models(study: Study) -> list[str]:
     """Names of all trained models of the study's arms, in order."""
     names = [m for arm in study.arms for m in model_names(study.config.for_arm(arm), arm)]
     return list(dict.fromkeys(names))
+
+
+def starts(study: Study) -> dict[str, str]:
+    """The model that each arm started from, by the names of the arm's models."""
+    arms = {arm: study.config.for_arm(arm) for arm in study.arms}
+    names = [(m, config.start) for arm, config in arms.items() for m in model_names(config, arm)]
+    return {model: start for model, start in names if "/" in model}
 
 
 def iterations(study: Study) -> list[str]:
@@ -81,7 +89,9 @@ def make_length_drift(study: Study) -> Tables:
 def make_win_rates(study: Study) -> Tables:
     """Step `metrics/win_rates`: comparisons by the referee, its card, and checkable constraints.
 
-    Tables: `head_to_head`, `referee_card`, `constraints`.
+    Tables: `head_to_head`, `measures` (each pair's win rates, also at equal length), `strengths`
+    (Bradley-Terry), `power` (what n prompts can show), `referee_card`, `constraints` (those that
+    the prompts state), `controls` (those of the oracle, on every answer).
     """
 
     def compute() -> Tables:
@@ -92,10 +102,17 @@ def make_win_rates(study: Study) -> Tables:
             study.frame("referee/comparisons"),
         )
         options = _options(study)
+        matches = headtohead.head_to_head(rows, **options)
         return {
-            "head_to_head": headtohead.head_to_head(rows, **options),
+            "head_to_head": matches,
+            "measures": strength.win_rates(rows, length.lengths(answers), **options),
+            "strengths": strength.bradley_terry(rows),
+            "power": strength.power_table(matches),
             "referee_card": headtohead.referee_card(card, study.frame("seed/eft_eval"), **options),
             "constraints": constraints.pass_rates(answers, **options),
+            "controls": constraints.oracle_scores(
+                answers, constraints.parse(study.config.arms.oracle), starts(study), **options
+            ),
         }
 
     return _make(study, "win_rates", compute)
@@ -115,6 +132,22 @@ def load(study: Study, name: str) -> Tables:
         undefined = [c for c in table.columns if table[c].isna().all()]
         table[undefined] = table[undefined].astype(float)
     return tables
+
+
+def table(study: Study, analysis: str, name: str) -> pd.DataFrame:
+    """One table of a finished analysis.
+
+    Raises: SrkitError as `load` does, or if an earlier version of the kit made the file.
+    """
+    tables = load(study, analysis)
+    if name not in tables:
+        step = study.step(f"metrics/{analysis}")
+        raise SrkitError(
+            f"{study.path / step.outputs[0]} has no table {name!r}, only {', '.join(tables)}: an "
+            "earlier version of srkit made it. Delete the file and run notebook "
+            f"{step.notebook} again; no model is loaded for that."
+        )
+    return tables[name]
 
 
 def _make(study: Study, name: str, compute: Callable[[], Tables]) -> Tables:

@@ -31,6 +31,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import shutil
 import tempfile
 import warnings
@@ -54,6 +55,7 @@ from transformers.utils import logging as transformers_logging
 
 from srkit.config import SrkitError
 from srkit.prompts import Conversation
+from srkit.reading import read_object, shown
 from srkit.study import writing
 from srkit.tiny import tiny_model, tiny_tokenizer
 
@@ -169,6 +171,11 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -
     return {i for i in found if i is not None}
 
 
+def context_of(model: torch.nn.Module) -> int:
+    """Tokens that the model has positions for."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)
+
+
 # --- the base ----------------------------------------------------------------------------------
 
 
@@ -202,6 +209,7 @@ def load_base(cfg: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     else:
         model, tokenizer = _load_from(_source(cfg), cfg, device, dtype)
     _complete(tokenizer, cfg.name)
+    _check_weights(model, tokenizer, cfg.name)
     for module in model.modules():
         # On some CPUs bitsandbytes repacks 4-bit weights at the first pass in eval mode, and has
         # no gradient for what it packed: training after it would silently go wrong.
@@ -255,7 +263,7 @@ def _source(cfg: Model) -> str:
         return str(_checked_folder(path))
     if path.suffix == ".gguf":
         return str(_unpack(path, Path(cfg.cache) / _gguf_key(path)))
-    if cfg.name.count("/") == 1 and not cfg.name.startswith((".", "~", "/")):
+    if cfg.name.count("/") == 1 and not cfg.name.startswith((".", "~", "/")) and not path.exists():
         return cfg.name
     raise SrkitError(
         f"model.name = {cfg.name!r} is neither a folder that exists nor a hub id such as "
@@ -273,10 +281,49 @@ def _load_from(
         options |= {"quantization_config": _nf4(dtype), "device_map": place}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, **options
+        )
     except Exception as error:  # every format's reader has errors of its own
         raise SrkitError(could_not_load(cfg.name, error)) from error
+    _check_names(report, set(model.state_dict()), cfg.name)
     return (model if cfg.quantization == "nf4" else model.to(device)), tokenizer
+
+
+def _check_names(report: dict[str, Any], own: set[str], name: str) -> None:
+    """Refuse weights that leave parameters random, or that have more layers than the config."""
+    if lacking := sorted(report["missing_keys"]):
+        raise SrkitError(
+            f"The weights of {name!r} lack {len(lacking)} that its config.json asks for, such as "
+            f"{lacking[0]}: they would be random numbers. Get the whole model again, or the "
+            "config.json that belongs to these weights."
+        )
+    kinds = {re.sub(r"\d+", "0", weight) for weight in own}
+    for weight in sorted(report["unexpected_keys"]):
+        if re.sub(r"\d+", "0", weight) in kinds:
+            raise SrkitError(
+                f"The weights of {name!r} hold {weight}, for which its config.json has no place: "
+                "it would be another model with some layers left out. Get the config.json that "
+                "belongs to these weights."
+            )
+
+
+def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse weights that are not numbers, and a tokenizer with tokens that the model lacks."""
+    for weight, values in model.named_parameters():
+        if not values.isfinite().all():
+            raise SrkitError(
+                f"The weight {weight} of {name!r} is not finite (NaN or infinity), so every answer "
+                "would be. Get the model again; a float16 copy of a bfloat16 model overflows: then "
+                "set model.dtype=bfloat16 or float32."
+            )
+    last, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if last >= rows:
+        raise SrkitError(
+            f"The tokenizer of {name!r} has tokens up to number {last}, but the model has only "
+            f"{rows} rows of the embedding: it is the tokenizer of another model. Put the files of "
+            "one model together."
+        )
 
 
 def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -295,7 +342,9 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def could_not_load(name: str, error: Exception) -> str:
     """What went wrong, and what can be done about it."""
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines()]
+    reason = next((line for line in lines if line.isprintable() and line), type(error).__name__)
+    reason = f"{reason[:300].rstrip('.')}."
     advice = (
         f"Without a network, get it on a machine that has one (hf download {name}) and give the "
         f"folder as model.name. A gated model needs its licence accepted on its page and "
@@ -310,19 +359,19 @@ def could_not_load(name: str, error: Exception) -> str:
 
 def _checked_folder(path: Path) -> Path:
     """The folder, if it holds a whole model in a format that cannot run code."""
-    has = {pattern: any(path.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pt*")}
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+    if (path / "adapter_config.json").exists():
         raise SrkitError(
-            f"{path} holds an adapter, not a model. Give its base as model.name; the steps of a "
-            "study find their adapters themselves."
+            f"{path} holds an adapter, not a model alone (adapter_config.json), and transformers "
+            "would load it with whatever base it names. Give its base as model.name, or move the "
+            "adapter's files away; the steps of a study find their adapters themselves."
         )
     if not (path / "config.json").exists():
         raise SrkitError(
             f"{path} holds no model: config.json is missing. A model's folder has config.json, "
             "*.safetensors and the tokenizer's files."
         )
-    if not has["*.safetensors"]:
-        pickles = has["*.bin"] or has["*.pt*"]
+    if not any(path.glob("*.safetensors")):
+        pickles = any(any(path.glob(pattern)) for pattern in ("*.bin", "*.pt*", "*.ckpt"))
         found = "only pickled weights, which can run code and are refused" if pickles else "none"
         raise SrkitError(
             f"{path} has no weights as *.safetensors (found: {found}). Convert them once with "
@@ -333,7 +382,35 @@ def _checked_folder(path: Path) -> Path:
             f"{path} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy the "
             "tokenizer's files of the same model beside the weights."
         )
+    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    for file in [*map(path.joinpath, names), *path.glob("*.safetensors.index.json")]:
+        if file.exists():
+            _check_weight_files(file, read_object(file, strict=False))
     return path
+
+
+def _check_weight_files(file: Path, content: dict[str, Any]) -> None:
+    """Refuse a config or an index that names weights outside the folder, or not as safetensors."""
+    named = [content["transformers_weights"]] if "transformers_weights" in content else []
+    if file.name.endswith(".index.json"):
+        parts = content.get("weight_map")
+        if not isinstance(parts, dict) or not parts:
+            raise SrkitError(
+                f"{file}: weight_map is {shown(parts)}; it must say which file holds which weight. "
+                "Get this file of the model again."
+            )
+        named += parts.values()
+    for name in named:
+        if not re.fullmatch(r"[\w.-]+\.safetensors(\.index\.json)?", str(name)):
+            raise SrkitError(
+                f"{file} names {shown(name)} as weights (transformers_weights or weight_map). Only "
+                "*.safetensors in the same folder are read; anything else can run code or belong "
+                "to something else, and is refused."
+            )
+        if not (file.parent / name).exists():
+            raise SrkitError(
+                f"{file} names the weights {name}, which are missing. Get the whole model again."
+            )
 
 
 def _smollm2_file() -> Path:
@@ -418,9 +495,29 @@ def _complete(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     if "strftime_now" in tokenizer.chat_template and FIXED_DATE not in tokenizer.chat_template:
         tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
+    _check_template(tokenizer, name)
     ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.pad_token = _spare_token(tokenizer, ends)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a chat template that cannot be rendered, or that leaves the messages out."""
+    chat = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception as error:  # a template is a program: it can fail in any way
+        raise SrkitError(
+            f"The chat template of {name!r} cannot render a question and its answer: "
+            f"{' '.join(str(error).split())[:300]}. Get the model's chat_template.jinja (or "
+            "tokenizer_config.json) again; without any template srkit uses a plain one."
+        ) from None
+    if not 0 <= text.find("QUESTION") < text.find("ANSWER"):
+        raise SrkitError(
+            f"The chat template of {name!r} leaves out the messages or their order: a question and "
+            f"its answer become {shown(text)}. Get the model's chat_template.jinja (or "
+            "tokenizer_config.json) again; without any template srkit uses a plain one."
+        )
 
 
 def _spare_token(tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> str:
@@ -468,17 +565,18 @@ def load_policy(cfg: Model, adapter: Path | None = None, name: str = "M0") -> Po
     not what its fingerprint says.
     """
     global _base, _live
+    held, _base = _base, None  # a base that an interrupt leaves half dressed is not used again
     _put_away()
     key = cfg.model_dump_json()
-    if _base is None or _base[0] != key:
+    if held is None or held[0] != key:
+        held = None
         release()
-        _base = (key, *load_base(cfg))
-    _, base, tokenizer = _base
-    if adapter is None:
-        _live = Policy(base, tokenizer, name)
-    else:
-        _live = attach_adapter(Policy(base, tokenizer, name), Path(adapter))
-    return _live
+        held = (key, *load_base(cfg))
+    policy = Policy(*held[1:], name)
+    if adapter is not None:
+        policy = attach_adapter(policy, Path(adapter))
+    _base, _live = held, policy
+    return policy
 
 
 def open_policy(study: Study, name: str) -> Policy:
@@ -503,8 +601,8 @@ def release() -> None:
     global _base
     for other in releases:
         other()
-    _put_away()
     _base = None
+    _put_away()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -513,11 +611,11 @@ def release() -> None:
 def _put_away() -> None:
     """Take the adapter off the base and void the policy that wore it."""
     global _live
-    if _live is not None:
-        if hasattr(_live.model, "unload"):
-            _live.model.unload()
-        _live.model = _Voided(_live.name)
-        _live = None
+    policy, _live = _live, None
+    if policy is not None:
+        model, policy.model = policy.model, _Voided(policy.name)
+        if hasattr(model, "unload"):
+            model.unload()
 
 
 # --- adapters ----------------------------------------------------------------------------------
@@ -535,10 +633,12 @@ def attach_adapter(policy: Policy, folder: Path, trainable: bool = False) -> Pol
     _same_base(recorded, policy, folder)
     try:
         model = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # PEFT's, torch's and safetensors' errors are of many kinds
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise SrkitError(
-            f"The adapter {folder} does not fit the model {policy.name!r}: "
-            f"{str(error).splitlines()[0]} Load it on the base it was trained on."
+            f"The adapter {folder} cannot be read or does not fit the model {policy.name!r}: "
+            f"{reason}. Load it on the base it was trained on, or run the notebook that trains it "
+            "again."
         ) from error
     model.peft_config["default"].base_model_name_or_path = ""  # see load_base
     wearing = Policy(model.eval(), policy.tokenizer, policy.name)
@@ -657,10 +757,25 @@ def read_fingerprint(folder: Path) -> dict[str, Any]:
             f"{folder} is not a whole adapter: {', '.join(missing)} missing. Run the notebook that "
             "trains it again."
         )
-    try:
-        return json.loads((folder / "fingerprint.json").read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise SrkitError(f"{folder / 'fingerprint.json'} is not JSON ({error}).") from None
+    read_object(folder / "adapter_config.json")
+    return _check_recorded(read_object(folder / "fingerprint.json"), folder / "fingerprint.json")
+
+
+def _check_recorded(recorded: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Refuse a fingerprint of another shape than `fingerprint` makes."""
+    kinds = {"base": dict, "adapter_sha256": str, "effect": float}
+    wrong = [name for name, kind in kinds.items() if not isinstance(recorded.get(name), kind)]
+    for name in ("logits", "base_logits"):
+        try:
+            torch.tensor(recorded.get(name), dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            wrong.append(name)
+    if wrong:
+        raise SrkitError(
+            f"{file}: the field {wrong[0]!r} is {shown(recorded.get(wrong[0]))}, which is not what "
+            "srkit records. Run the notebook that trains this adapter again."
+        )
+    return recorded
 
 
 def _same_base(recorded: dict[str, Any], policy: Policy, folder: Path) -> None:

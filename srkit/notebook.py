@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srkit.config import SrkitError, legal_names, presets
+from srkit.escape import visible
+from srkit.reading import shown
 from srkit.study import Study, write_atomically
 
 if TYPE_CHECKING:
@@ -44,19 +46,21 @@ def begin(
     texts = {"study": study, "preset": preset, "arm": arm, "overrides": overrides}
     for name, value in texts.items():
         if not isinstance(value, str):
-            raise SrkitError(f"The parameter {name} is {value!r}; it must be text.")
+            raise SrkitError(f"The parameter {name} is {shown(value)}; it must be text.")
     if not study:
         raise SrkitError("The parameter study is empty; it is a folder such as runs/first.")
     if preset and preset not in presets():
-        raise SrkitError(f"There is no preset {preset!r}. {legal_names(preset, presets())}")
+        raise SrkitError(f"There is no preset {shown(preset)}. {legal_names(preset, presets())}")
     _check_injected(("study", "preset", "overrides") if iteration is None else PARAMETERS)
     _go_to_root()
     if create and not preset and not Path(study, "study.yaml").exists():
         preset = create
     _show_log()
-    opened = Study.open(study, preset, overrides, arm)
+    opened = Study.planned(study, preset, overrides, arm)
     if iteration is not None:
         _check_iteration(iteration, opened)
+        opened.config.for_arm(arm)  # one arm, not several
+    opened.save_settings()
     return opened
 
 
@@ -68,10 +72,15 @@ def _show_log() -> None:
         log.addHandler(logging.StreamHandler())
 
 
+def in_batch() -> bool:
+    """Whether papermill runs this notebook, so that nobody can use widgets."""
+    return any(cell.startswith("# Parameters") for cell in _cells_run())
+
+
 def show(title: str, text: str) -> None:
     """Print a text in full, under a title, between rules: plain text, nothing is interpreted."""
-    plain = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    print(f"--- {title} " + "-" * max(4, 74 - len(title)) + f"\n{plain}\n")
+    title = visible(title)
+    print(f"--- {title} " + "-" * max(4, 74 - len(title)) + f"\n{visible(text)}\n")
 
 
 def draw(study: Study, name: str) -> Figure:
@@ -103,11 +112,13 @@ def _plain(value: Any) -> Any:
 def _check_iteration(iteration: Any, study: Study) -> None:
     last = study.config.iterations
     if isinstance(iteration, bool) or not isinstance(iteration, int):
-        raise SrkitError(f"The parameter iteration is {iteration!r}; it must be a whole number.")
+        raise SrkitError(
+            f"The parameter iteration is {shown(iteration)}; it must be a whole number."
+        )
     if not 1 <= iteration <= last:
         raise SrkitError(
-            f"The parameter iteration is {iteration}; this study has iterations 1 to {last}. "
-            "Another number of iterations is a setting: iterations=3."
+            f"The parameter iteration is {shown(iteration)}; this study has iterations 1 to "
+            f"{last}. Another number of iterations is a setting: iterations=3."
         )
 
 
@@ -120,7 +131,7 @@ def _check_injected(legal: tuple[str, ...]) -> None:
             for target in getattr(node, "targets", []):
                 if isinstance(target, ast.Name) and target.id not in legal:
                     raise SrkitError(
-                        f"This notebook has no parameter {target.id!r}. "
+                        f"This notebook has no parameter {shown(target.id)}. "
                         f"{legal_names(target.id, legal)} Settings go into overrides, for "
                         'example overrides="dpo.beta=0.2 judge.samples=5".'
                     )

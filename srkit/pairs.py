@@ -16,10 +16,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from srkit import human
 from srkit.config import Pairs, SrkitError
 from srkit.engine import Sampling, open_engine
 from srkit.health import check_health
 from srkit.judge import mean_scores
+from srkit.plan import PAPER_ARM
 from srkit.prompts import user
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -28,6 +30,11 @@ def make_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
     """Step `<arm>/iter-<t>/candidates`: N responses of M_t to each new prompt."""
     folder = f"{arm}/iter-{iteration}"
     config = study.config.for_arm(arm)
+    if study.step(f"{folder}/candidates").same_as:
+        make_candidates(study, PAPER_ARM, iteration)
+        return study.copy_table(f"{folder}/candidates")
+    if config.judge.source == "human":
+        return human.make_candidates(study, arm, iteration)
     settings = config.candidates
     policy = study.policy_before(arm, iteration)
     sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -96,6 +97,8 @@ def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Resu
 
 
 def _answer(work: Callable[[Any], Any], part: Any, connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     began = _peak()  # all of it shared with the parent

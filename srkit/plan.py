@@ -48,6 +48,7 @@ class Step:
     outputs: tuple[str, ...]  # files, relative to the study
     arm: str = PAPER_ARM  # whose settings apply
     wording: tuple[str, ...] = ()  # prompt files whose text it uses
+    same_as: str = ""  # the paper arm's table, of which this is a copy
 
 
 def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
@@ -59,9 +60,13 @@ def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
     inputs = ("seed/eft_eval", *referee)
     steps.append(_table("referee/comparisons", inputs, settings, "03_judge", wording=COMPARE))
     for arm in arms:
-        steps += _arm(config.for_arm(arm), arm)
+        steps += _arm(config, arm)
     models = [m for arm in arms for m in model_names(config.for_arm(arm), arm)]
-    return [*steps, *_analyses(config, list(dict.fromkeys(models)), arms)]
+    steps += _analyses(config, list(dict.fromkeys(models)), arms)
+    once: dict[str, Step] = {}  # several arms may name the tables that they share
+    for step in steps:
+        once.setdefault(step.name, step)
+    return list(once.values())
 
 
 def model_names(config: Config, arm: str) -> list[str]:
@@ -73,6 +78,23 @@ def model_names(config: Config, arm: str) -> list[str]:
 def model_after(config: Config, arm: str, iteration: int) -> str:
     """Name of the model that iteration t leaves; t = 0 is where the arm starts."""
     return f"{arm}/M{iteration + 1}" if iteration else config.start
+
+
+def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
+    """Whether an arm uses the `prompts` or `candidates` of the paper's arm.
+
+    It does where it would draw them with the same settings from the same model: what differs
+    between arms is then their judgement and training alone, and nothing is drawn twice.
+    """
+    mine = config.for_arm(arm)
+    if arm == PAPER_ARM or "human" in (mine.judge.source, config.judge.source):
+        return False
+    same_model = iteration == 1 and mine.start == config.start
+    same_writer = same_model or config.instruct.writer != "current"
+    same_prompts = same_writer and mine.instruct == config.instruct
+    if table == "prompts":
+        return same_prompts
+    return same_prompts and same_model and mine.candidates == config.candidates
 
 
 def notebooks(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[str]:
@@ -158,32 +180,70 @@ def _endpoint(role: str) -> tuple[str, ...]:
     return ("endpoint.model",) if role == "endpoint" else ()
 
 
-def _arm(config: Config, arm: str) -> list[Step]:
-    steps = []
+def _arm(study: Config, arm: str) -> list[Step]:
+    config, steps = study.for_arm(arm), []
     names = model_names(config, arm)
-    own, rubric = ("self_instruct",), _rubric(config)
     for t in range(1, config.iterations + 1):
         notebook, folder = f"04_iteration-{arm}-{t}", f"{arm}/iter-{t}"
         policy, trained = model_after(config, arm, t - 1), model_after(config, arm, t)
-        writer = (f"{policy}/adapter",) if config.instruct.writer == "current" else ()
-        earlier = (f"{arm}/iter-{t - 1}/prompts",) if t > 1 else ()
-        written = (*(_endpoint(config.instruct.writer) or ("model",)), "instruct")
+        start = f"{policy}/adapter"
+        candidates, judgements = f"{folder}/candidates", f"{folder}/judgements"
+        for table in ("prompts", "candidates"):
+            steps += _drawn(study, arm, t, table, notebook)
+        judges, settings, wording = _judging(config, start)
         rows = [
-            ("prompts", ("seed/ift", *writer, *earlier), written, own),
-            ("candidates", (f"{folder}/prompts", f"{policy}/adapter"), ("candidates",), ()),
-            ("judgements", (f"{folder}/candidates", f"{policy}/adapter"), ("judge",), rubric),
-            ("pairs", (f"{folder}/candidates", f"{folder}/judgements"), ("pairs",), ()),
+            ("judgements", (candidates, *judges), settings, wording),
+            ("pairs", (candidates, judgements), ("pairs",), ()),
         ]
         steps += [
             _table(f"{folder}/{name}", inputs, settings, notebook, arm=arm, wording=wording)
             for name, inputs, settings, wording in rows
         ]
-        steps.append(
-            _adapter(trained, (f"{folder}/pairs", f"{policy}/adapter"), ("dpo",), notebook, arm=arm)
-        )
+        learned, settings = (f"{folder}/pairs",), ("dpo",)
+        if config.update == "sft":
+            learned = (candidates, judgements)
+            settings = ("sft", "judge.method", "judge.rubric", "arms.positive_share")
+        steps.append(_adapter(trained, (*learned, start), settings, notebook, arm=arm))
         rivals = tuple(names[: names.index(trained)])
         steps += _model_measures(trained, rivals, config, arm, notebook)
     return steps
+
+
+def _drawn(study: Config, arm: str, iteration: int, table: str, notebook: str) -> list[Step]:
+    """The step of an arm's prompts or candidates, after that of the paper's arm if it copies it."""
+    name = f"{arm}/iter-{iteration}/{table}"
+    if shares(study, arm, iteration, table):
+        source = _drawn(study, PAPER_ARM, iteration, table, notebook)
+        of = source[-1].name
+        return [*source, _table(name, (of,), (), notebook, arm=arm, same_as=of)]
+    config = study.for_arm(arm)
+    policy = f"{model_after(config, arm, iteration - 1)}/adapter"
+    prompts = f"{arm}/iter-{iteration}/prompts"
+    earlier = (f"{arm}/iter-{iteration - 1}/prompts",) if iteration > 1 else ()
+    wording = ()
+    if config.judge.source == "human":
+        inputs, settings = ("seed/eft",), ("judge.source", "iterations")
+        if table == "candidates":
+            inputs, settings = (prompts, *inputs), ("judge.source",)
+    elif table == "candidates":
+        inputs, settings = (prompts, policy), ("candidates",)
+    else:
+        writer = (policy,) if config.instruct.writer == "current" else ()
+        inputs, wording = ("seed/ift", *writer, *earlier), ("self_instruct",)
+        settings = (*(_endpoint(config.instruct.writer) or ("model",)), "instruct")
+    return [_table(name, inputs, settings, notebook, arm=arm, wording=wording)]
+
+
+def _judging(config: Config, policy: str) -> tuple[tuple[str, ...], ...]:
+    """Adapter, settings and wording of who judges an arm's candidates."""
+    source, fixed = config.judge.source, config.arms.external_judge
+    if source in ("human", "oracle"):
+        return (), ("judge.source", *(("arms.oracle",) if source == "oracle" else ())), ()
+    if source != "external":
+        return (policy,), ("judge",), _rubric(config)
+    adapter = () if fixed in ("M0", "endpoint") else (f"{fixed}/adapter",)
+    model = _endpoint(fixed) or ("model",)
+    return adapter, ("judge", "arms.external_judge", *model), _rubric(config)
 
 
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
@@ -197,13 +257,15 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     candidates = tuple(f"{i}/candidates" for i in iterations)
     prompts = tuple(f"{i}/prompts" for i in iterations)
     metrics = [
-        ("reward_accuracy", ("seed/eft_eval", *judged, *own), "10_reward_accuracy"),
-        ("length_drift", (*answers, *candidates, *own, *pairs), "11_length_drift"),
-        ("win_rates", (*answers, *compared, *card), "12_win_rates"),
+        ("reward_accuracy", ("seed/eft_eval", *judged, *own), (), "10_reward_accuracy"),
+        ("length_drift", (*answers, *candidates, *own, *pairs), (), "11_length_drift"),
+        ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
     ]
     steps = [
-        Step(f"metrics/{n}", i, ("eval.resamples",), notebook, (f"metrics/{n}.json",))
-        for n, i, notebook in metrics
+        Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))
+        for n, i, more, notebook in metrics
     ]
-    inputs = (*(s.name for s in steps), *prompts, *candidates, *own, *pairs)
-    return [*steps, Step("report", inputs, (), "30_report", ("report.html",))]
+    shown = (*prompts, *candidates, *own, *pairs)
+    browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
+    inputs = (*(s.name for s in steps), *shown)
+    return [browse, *steps, Step("report", inputs, (), "30_report", ("report.html",))]

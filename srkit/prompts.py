@@ -5,8 +5,10 @@ output contract (a short rationale, then `Score: n` on the last line) are those 
 Figure 2. Put another wording there, or in a folder named by the environment variable
 SRKIT_PROMPTS, and every notebook uses it.
 
-Surprising decisions: only generated text is parsed, its last line first, so that the rubric's own
-"Score:" or one quoted from a response can never count; what does not parse is None, not a number.
+Surprising decisions: only generated text is parsed, so that the rubric's own "Score:", or one that
+stands in a response, cannot count; nor does a line that the judge quotes with ">". A judge that
+copies a response's score line as a line of its own cannot be told from one that judges so. What
+does not parse is None, not a number.
 
     python -c "from srkit.prompts import parse_score; print(parse_score('Good.\\nScore: 4'))"
 """
@@ -19,14 +21,14 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from srkit.config import SrkitError
+from srkit.reading import SrkitError, read_text
 
 Conversation = list[dict[str, str]]
 
 SCALES = {"additive": (0, 5), "multiple_choice": (1, 5)}
 # A judgement ends with its score line, and not before the line does: `Score: 10` is not a 1.
-SCORE_STOP = r"(?im)^\W*score\W*:.*[0-9].*\n"
-_SCORE_LINE = re.compile(r"\W*score\W*:(.*[0-9].*)", re.I)
+SCORE_STOP = r"(?im)^[^\w>\n]*score[^\w\n]*:.*[0-9].*\n"
+_SCORE_LINE = re.compile(r"[^\w>]*score\W*:(.*[0-9].*)", re.I)
 _SCORE = re.compile(
     r"""[\s*_`"'(<\[]*([0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*5)?[\s*_`"')>\].!]*""", re.I
 )
@@ -42,7 +44,7 @@ def text(name: str) -> str:
         raise SrkitError(f"SRKIT_PROMPTS is {folder!r}, which is not a folder of prompt files.")
     file = Path(folder, f"{name}.txt") if folder else None
     if file is not None and file.exists():
-        return file.read_text("utf-8")
+        return read_text(file)
     try:
         return resources.files("srkit").joinpath("prompts", f"{name}.txt").read_text("utf-8")
     except FileNotFoundError:
@@ -118,7 +120,7 @@ def parse_requests(generated: str, first_number: int, finished: bool) -> list[tu
 
     Only the last request of a list that was cut at the token limit is unfinished.
     """
-    pieces = re.split(r"(?m)^\s*\d+[.)](?:\s+|\Z)", f"{first_number}. {generated.strip()}")
+    pieces = re.split(r"(?m)^[^\S\n]*\d+[.)](?:\s+|\Z)", f"{first_number}. {generated.strip()}")
     requests = [one_line(piece) for piece in pieces[1:]]
     last = len(requests) - 1
     return [(text, finished or i < last) for i, text in enumerate(requests) if text]

@@ -12,15 +12,19 @@ whose 95 % interval contains nothing-changed is reported as not shown.
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srkit import figures, health, metrics
+from srkit import figures, health, metrics, strength
 from srkit.config import Config
+from srkit.escape import block, escaped, page
+from srkit.figures.style import PAGE
+from srkit.headtohead import MATCH
+from srkit.headtohead import PAPER as PAPER_MATCHES
 from srkit.plan import SEED_MODELS
 from srkit.study import Row, Study
 
@@ -33,7 +37,14 @@ CAPTIONS = {
     "its own candidates (iterations), with the share that did not parse.",
     "win_rates": "Comparisons of answers to the same test prompts by the referee, in both orders; "
     "where the orders disagree it is a tie.",
+    "strengths": "Win rates as they are and as they would be if both answers were equally long (a "
+    "logistic regression; AlpacaEval's term for the difficulty of an instruction is dropped), and "
+    "Bradley-Terry strengths from all comparisons at once.",
     "constraints": "Share of checkable constraints that the answers meet: no judge is involved.",
+    "controls": "The oracle's score: the share of its constraints that answers to the test prompts "
+    "meet. Trained on the oracle's preferences it must rise, or the machine is broken; trained on "
+    "coin flips it must not. (Coins agree with something by chance, length above all, and that is "
+    "learned: the interval is over prompts and does not know how another draw would drift.)",
     "length_trend": "Length of the answers to the test prompts; the paper's values are in a panel "
     "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
     "length_distributions": "Distribution of answer lengths, with medians.",
@@ -46,13 +57,11 @@ CAPTIONS = {
 def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     """Every figure of a study by name, as a function that draws it from finished tables."""
 
-    def table(analysis: str, name: str) -> pd.DataFrame:
-        return metrics.load(study, analysis)[name]
-
     simple = {
         "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
         "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
         "constraints": (figures.constraint_pass_rates, "win_rates", "constraints"),
+        "controls": (figures.controls, "win_rates", "controls"),
         "length_trend": (figures.length_trend, "length_drift", "by_model"),
         "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
         "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
@@ -71,8 +80,15 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
             "head_to_head"
         ]
 
-    made = {n: draw(f, lambda a=a, t=t: table(a, t)) for n, (f, a, t) in simple.items()}
+    def strengths() -> pd.DataFrame:
+        names = ("measures", "strengths")
+        return pd.concat([metrics.table(study, "win_rates", name) for name in names])
+
+    made = {
+        n: draw(f, lambda a=a, t=t: metrics.table(study, a, t)) for n, (f, a, t) in simple.items()
+    }
     made["win_rates"] = matches
+    made["strengths"] = draw(figures.strengths, strengths)
     trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
     by_method = {"sft": SEED_MODELS, "dpo": tuple(m for m in trained if m not in SEED_MODELS)}
     for method, names in by_method.items():
@@ -118,9 +134,11 @@ def findings(study: Study) -> list[str]:
     return [
         *_judging(accuracy["accuracy"]),
         *_changes(accuracy["differences"]),
-        *_matches(wins["head_to_head"]),
+        *_matches(wins["head_to_head"], metrics.table(study, "win_rates", "measures")),
+        *_power(metrics.table(study, "win_rates", "power")),
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
+        *_controls(wins["controls"]),
         *_lengths(lengths),
     ]
 
@@ -148,22 +166,43 @@ def _changes(table: pd.DataFrame) -> list[str]:
         verdict = _against(row, 0, "better", "worse", "no difference shown")
         told.append(
             f"Judging, {row['model']} against {row['reference']}: {100 * row['value']:+.1f} points "
-            f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], {row['prompts']:.0f} prompts: "
-            f"{verdict}."
+            f"[{_interval(row, '+.1f')}], {row['prompts']:.0f} prompts: {verdict}."
         )
     return told
 
 
-def _matches(table: pd.DataFrame) -> list[str]:
+def _matches(table: pd.DataFrame, measures: pd.DataFrame) -> list[str]:
     told = []
+    controlled = measures[measures["measure"] == "win_rate_length_controlled"]
+    at_equal_length = controlled.set_index(MATCH).to_dict("index")
     for row in table.to_dict("records"):
+        fair = at_equal_length[tuple(row[name] for name in MATCH)]
         rate = {"value": row["win_rate"], "low": row["win_rate_low"], "high": row["win_rate_high"]}
         verdict = _against(rate, 0.5, "preferred", "not preferred", "no difference shown")
         told.append(
             f"Answers of {row['left']} against {row['right']} (referee {row['referee']}): win rate "
             f"{_rate(rate | {'n': row['n']})}, ties half ({row['wins']} wins, {row['ties']} ties, "
-            f"{row['losses']} losses): {verdict}."
+            f"{row['losses']} losses): {verdict}. At equal length {_rate(fair)}."
         )
+    return told
+
+
+def _power(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table[table["here"] & ~table["referee"].str.endswith("(the paper)")].to_dict(
+        "records"
+    ):
+        words = f"With {row['n']} prompts and {100 * row['tie_share']:.0f} % ties, "
+        if pd.isna(row["win_rate"]):
+            words += (
+                f"no win rate that referee {row['referee']} could give would show a difference."
+            )
+        else:
+            words += (
+                f"referee {row['referee']} would show a win rate of {100 * row['win_rate']:.0f} % "
+                "or more (or as far below one half) in four of five studies; smaller ones seldom."
+            )
+        told.append(words)
     return told
 
 
@@ -186,6 +225,19 @@ def _constraints(table: pd.DataFrame) -> list[str]:
     return [f"Checkable constraints met: {each}."] if rows else []
 
 
+def _controls(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.dropna(subset="difference").to_dict("records"):
+        change = {"low": row["difference_low"], "high": row["difference_high"]}
+        told.append(
+            f"The oracle's score of {row['model']} against {row['reference']}: "
+            f"{100 * row['difference']:+.1f} points [{_interval(change, '+.1f')}], "
+            f"{row['n']} prompts: "
+            f"{_against(change, 0, 'higher', 'lower', 'no difference shown')}."
+        )
+    return told
+
+
 def _lengths(table: pd.DataFrame) -> list[str]:
     rows = table[table["unit"] == "characters"].to_dict("records")
     each = ", ".join(
@@ -198,7 +250,14 @@ def _rate(row: Row) -> str:
     n = f", n = {row['n']:.0f}" if "n" in row else ""
     if row["value"] is None or pd.isna(row["value"]):
         return f"(undefined{n})"
-    return f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}{n}]"
+    return f"{100 * row['value']:.1f} % [{_interval(row, '.1f')}{n}]"
+
+
+def _interval(row: Row, form: str) -> str:
+    """Both ends in per cent, where there is an interval."""
+    ends = (row["low"], row["high"])
+    known = all(end is not None and not pd.isna(end) for end in ends)
+    return ", ".join(f"{100 * end:{form}}" for end in ends) if known else "no interval"
 
 
 def _against(row: Row, nothing: float, above: str, below: str, unclear: str) -> str:
@@ -211,23 +270,24 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem;
        color: #222; background: #fff }
 h1 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
-figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
+figure { margin: 1.5rem 0 } img { min-width: min(100%, 22rem); height: auto }
 figcaption, .note { color: #555; font-size: .9rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #eee; text-align: right }
 td:first-child, th:first-child, .plain td { text-align: left }
-pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: hidden; background: #f6f6f6;
+      padding: .6rem; font-size: .85rem }
 @media print { h2, figure { break-inside: avoid } body { max-width: none } }
 """
 
 
 def make_report(study: Study) -> Path:
     """Step `report`: `report.html`, made again only if something it shows was made again."""
-    study.make_file("report", lambda: page(study))
+    study.make_file("report", lambda: report_page(study))
     return study.path / "report.html"
 
 
-def page(study: Study) -> str:
+def report_page(study: Study) -> str:
     """The report as HTML."""
     title = f"Self-rewarding study: {study.path.name}"
     shown = drawings(study)
@@ -236,35 +296,28 @@ def page(study: Study) -> str:
         _section("What was run", _what_was_run(study)),
         _section("Figures", "".join(_figure(study, name) for name in shown)),
         _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
+        _section("Win rates beside the paper's", _win_rates(study)),
         _section("Judge health", _health(study)),
         _section("One pair per iteration", _examples(study)),
         _section("What each step took", _steps(study)),
         _list("Where this differs from the paper", deviations(study)),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{_text(title)}</h1>{''.join(parts)}</body></html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    """Escaped text; control and bidirectional characters are shown as their codes."""
-    plain = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(value))
-    return html.escape(plain)
+    return page(title, STYLE, "".join(parts))
 
 
 def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>"
+    return f"<section><h2>{escaped(title)}</h2>{body}</section>"
 
 
 def _list(title: str, items: list[str] | tuple[str, ...]) -> str:
-    return _section(title, "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>")
+    return _section(
+        title, "<ul>" + "".join(f"<li>{escaped(item)}</li>" for item in items) + "</ul>"
+    )
 
 
 def _table(frame: pd.DataFrame) -> str:
-    frame = frame.map(lambda value: _text(value) if isinstance(value, str) else value)
+    number = (int, float, np.number, type(None), type(pd.NA))
+    frame = frame.map(lambda value: value if isinstance(value, number) else escaped(value))
     options = {"index": False, "escape": False, "border": 0, "na_rep": ""}
     body = frame.to_html(float_format="{:.3g}".format, **options)
     return f'<div class="wide">{body}</div>'
@@ -289,7 +342,7 @@ def _what_was_run(study: Study) -> str:
         "last model trained": trained["made_at"],
         "versions": ", ".join(f"{k} {v}" for k, v in trained["versions"].items()),
     }
-    cells = "".join(f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in rows.items())
+    cells = "".join(f"<tr><td>{escaped(k)}</td><td>{escaped(v)}</td></tr>" for k, v in rows.items())
     return f'<div class="wide"><table class="plain">{cells}</table></div>'
 
 
@@ -298,16 +351,15 @@ def _already_tuned(name: str) -> str:
 
 
 def _figure(study: Study, name: str) -> str:
-    draw_figure(study, name)
+    width = draw_figure(study, name).get_figwidth() / PAGE
     data = (study.path / "figures" / f"{name}.png").read_bytes()
     caption = CAPTIONS.get(name, "What each filter of the iteration kept and dropped, and why.")
     label = name.removeprefix("funnel_").replace("_", " ") if name.startswith("funnel") else ""
-    text = _text(f"{label}: {caption}" if label else caption)
+    text = escaped(f"{label}: {caption}" if label else caption)
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    note = f'<span class="note">Numbers: figures/{_text(name)}.csv</span>'
-    return (
-        f'<figure><img src="{source}" alt="{text}"><figcaption>{text} {note}</figcaption></figure>'
-    )
+    note = f'<span class="note">Numbers: figures/{escaped(name)}.csv</span>'
+    image = f'<img style="width: {width:.0%}" src="{source}" alt="{text}">'
+    return f"<figure>{image}<figcaption>{text} {note}</figcaption></figure>"
 
 
 def _accuracy_beside_paper(study: Study) -> str:
@@ -325,6 +377,40 @@ def _accuracy_beside_paper(study: Study) -> str:
     return _table(pd.DataFrame(rows, columns=columns))
 
 
+def _win_rates(study: Study) -> str:
+    """Every pair of models: its win rates in per cent, the referee's steadiness, the paper's."""
+    games = metrics.table(study, "win_rates", "head_to_head")
+    measures = metrics.table(study, "win_rates", "measures").set_index([*MATCH, "measure"])
+    paper = PAPER_MATCHES.set_index(["left", "right"])
+    rows = []
+    for game in games.to_dict("records"):
+        names = tuple(game[name] for name in MATCH)
+        found = {name: measures.loc[(*names, name)] for name in strength.MEASURES}
+        row = {"pair": f"{game['left']} vs {game['right']}", "referee": game["referee"]}
+        rates = [name for name in found if name.startswith("win_rate")]
+        row |= {strength.MEASURES[name]: _rate(found[name].to_dict()) for name in rates}
+        steady = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
+        steady = {key: game[f"position_consistency{end}"] for key, end in steady.items()}
+        row["both orders agree"] = _rate(steady)
+        short = tuple(game[side].removeprefix("self-rewarding/") for side in ("left", "right"))
+        counts = paper.loc[short] if short in paper.index else None
+        of = None if counts is None else "/".join(f"{100 * n / 256:.1f}" for n in counts)
+        rows.append(row | {"the paper: wins/ties/losses (70B, GPT-4, n = 256)": of})
+    note = (
+        "Win rates in per cent with 95 % intervals. Wilson's takes a tie for a coin and is "
+        "wider; at equal length is a logistic regression without AlpacaEval's term for the "
+        "difficulty of an instruction, which exists for its 805 prompts only."
+    )
+    power = metrics.table(study, "win_rates", "power").drop(columns="here")
+    shown = power.pivot(index=["referee", "tie_share"], columns="n", values="win_rate")
+    shown = shown.rename(columns=lambda n: f"n = {n}").rename_axis(columns=None).reset_index()
+    words = (
+        "The smallest win rate (ties half) that n prompts show in four of five studies, by a "
+        "two-sided test at 5 %; empty where no result would."
+    )
+    return f"<p>{note}</p>{_table(pd.DataFrame(rows))}<p>{words}</p>{_table(shown)}"
+
+
 def _examples(study: Study) -> str:
     parts = []
     for folder in metrics.iterations(study):
@@ -333,10 +419,10 @@ def _examples(study: Study) -> str:
             continue
         row = pairs[0]
         parts.append(
-            f"<p>{_text(folder)}, the first of {len(pairs)} pairs. Prompt:</p>"
-            f"<pre>{_text(row['prompt'])}</pre><p>chosen ({row['chosen_score']:.2f}):</p>"
-            f"<pre>{_text(row['chosen'])}</pre><p>rejected ({row['rejected_score']:.2f}):</p>"
-            f"<pre>{_text(row['rejected'])}</pre>"
+            f"<p>{escaped(folder)}, the first of {len(pairs)} pairs. Prompt:</p>"
+            f"{block(row['prompt'])}<p>chosen ({row['chosen_score']:.2f}):</p>"
+            f"{block(row['chosen'])}<p>rejected ({row['rejected_score']:.2f}):</p>"
+            f"{block(row['rejected'])}"
         )
     return "".join(parts)
 
@@ -413,4 +499,4 @@ def _health(study: Study) -> str:
     ]
     said = "; ".join(warned) or "All judges are within the limits of the settings."
     columns = ["name", "judgements", "mean_score", "parse_rate", "modal_share", "tie_rate"]
-    return f"<p>{_text(said)}</p>{_table(table[[*columns, 'flat_rate']])}"
+    return f"<p>{escaped(said)}</p>{_table(table[[*columns, 'flat_rate']])}"

@@ -5,7 +5,8 @@ a model is one ledger (`per_prompt`, a row per prompt) and every measure two of 
 paper does not say how it treats ties, failures or pooling, so all of that is reported here:
 
 - A response's score is the mean of the judgements of it that parsed; without one it is missing,
-  never zero. A pair with an unscored response is no pair, but it is counted (`left_out`).
+  never zero. Means keep nine decimals, so that a rounding error is a tie in every measure. A pair
+  with an unscored response is no pair, but it is counted (`left_out`).
 - Pairwise accuracy comes three ways: tied pairs left out (the only reading that fits all of the
   paper's numbers), counted half, and counted as wrong. Responses of equal human rank are no pair.
 - 5-best: of the responses with the judge's perfect score, the share that humans ranked best.
@@ -71,12 +72,13 @@ NUMBERS = dict.fromkeys(("value", "low", "high"), float)
 def mean_scores(judgements: pd.DataFrame) -> pd.DataFrame:
     """One row per judged response: response_id, prompt_id, score, parsed, judgements.
 
-    `score` is the mean of the K judgements that parsed, NaN if none did.
+    `score` is the mean of the K judgements that parsed to nine decimals, NaN if none did.
     """
     rows = stats.require(judgements, JUDGEMENTS, "judgements")
     rows = rows.assign(score=pd.to_numeric(rows["score"]))
     grouped = rows.groupby(["response_id", "prompt_id"])["score"]
-    return grouped.agg(score="mean", parsed="count", judgements="size").reset_index()
+    table = grouped.agg(score="mean", parsed="count", judgements="size").reset_index()
+    return table.assign(score=table["score"].round(9))
 
 
 def length_judgements(rankings: pd.DataFrame) -> pd.DataFrame:
@@ -118,8 +120,6 @@ def ranked_pairs(scored: pd.DataFrame) -> pd.DataFrame:
     pairs = scored.merge(scored, on="prompt_id", suffixes=("_better", "_worse"))
     pairs = pairs[pairs["rank_better"] < pairs["rank_worse"]]
     gap = (pairs["score_better"] - pairs["score_worse"]).to_numpy(float)
-    # the mean of three judgements carries rounding errors: 1e-9 apart is equal
-    gap = np.where(np.abs(gap) < 1e-9, 0, gap)
     outcome = np.select([gap > 0, gap < 0, gap == 0], ["right", "wrong", "tied"], "unscored")
     made = {"better": pairs["id_better"], "worse": pairs["id_worse"], "outcome": outcome}
     return pd.DataFrame({"prompt_id": pairs["prompt_id"], **made}).reset_index(drop=True)
@@ -193,8 +193,8 @@ def _response_sums(scored: pd.DataFrame) -> pd.DataFrame:
     best = scored["rank"] == scored.groupby("prompt_id")["rank"].transform("min")
     marks = scored[["prompt_id", "parsed", "judgements"]].assign(
         unjudged=scored["judgements"] == 0,
-        perfect=scored["score"] >= 5 - 1e-9,
-        nearly_perfect=scored["score"] >= 4.5 - 1e-9,
+        perfect=scored["score"] >= 5,
+        nearly_perfect=scored["score"] >= 4.5,
     )
     marks["perfect_best"] = marks["perfect"] & best
     marks["nearly_perfect_best"] = marks["nearly_perfect"] & best
@@ -215,9 +215,11 @@ def _pair_sums(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _sums(scored: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What each metric is computed from, per prompt: the ledger, or a contingency table."""
-    # rounding joins means that differ by a rounding error only
-    rounded = scored.assign(score=scored["score"].round(9), quality=-scored["rank"])
-    cells = stats.contingency(rounded, "score", "quality")
+    cells = stats.contingency(scored.assign(quality=-scored["rank"]), "score", "quality")
+    # prompts without a score stay, empty: a difference is over the same prompts for both judges
+    cells = cells.reindex(sorted(scored["prompt_id"].unique()), fill_value=0).rename_axis(
+        "prompt_id"
+    )
     return {**dict.fromkeys(METRICS, per_prompt(scored)), **dict.fromkeys(POOLED, cells)}
 
 

@@ -15,57 +15,97 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from srkit.config import Config, SrkitError
 from srkit.constraints import check
 from srkit.prompts import one_line
+from srkit.reading import decode, parse_object, read_text, shown
 from srkit.study import Row, Study, derive_seed
 
 KIT = Path(__file__).resolve().parents[1] / "data" / "seed"
 FILES = ("ift.jsonl", "eft.jsonl", "test_prompts.jsonl")
 SUFFIXES = (".jsonl", ".gz", ".parquet", ".json", ".csv")  # a hub id may hold a dot as well
-MESSAGE_FIELDS = ("message_id", "parent_id", "text", "role", "lang", "rank")
+LONG_WORD = 20  # characters: a text without spaces has a word for each such piece
+
+
+def _readable(value: Any) -> Any:
+    """Refuse a text that no model can be asked, or that no file can hold."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("there is no text in it")
+        if "\0" in value:
+            raise ValueError("it holds a NUL, which is no text")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("it holds a lone surrogate, half of a character")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """A rank as an integer: where some are null, parquet has made them 0.0, 1.0, ..."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{shown(value)} must be 0, 1, 2, ... or null")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_readable)]
+ExpectedLength = Literal["1 sentence", "1-3 sentences", "1 paragraph", "2 paragraphs"]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, str_min_length=1)
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def ids(self) -> list[str]:
+        """What must occur once in a file."""
+        return [self.id]
 
 
 class IftRow(_Record):
     """A row of ift.jsonl."""
 
-    id: str
-    task: str
-    prompt: str
-    response: str
+    id: Text
+    task: Text
+    prompt: Text
+    response: Text
 
 
 class Graded(_Record):
     """One response of a row of eft.jsonl; a higher score is better, scores differ."""
 
-    id: str
-    made: str
+    id: Text
+    made: Text
     score: int = Field(ge=0, le=5)
-    rationale: str
-    text: str
+    rationale: Text
+    text: Text
 
 
 class EftRow(_Record):
     """A row of eft.jsonl: a prompt with graded responses."""
 
-    id: str
-    task: str
+    id: Text
+    task: Text
     split: Literal["train", "eval"]
-    prompt: str
+    prompt: Text
     responses: list[Graded] = Field(min_length=2)
+
+    def ids(self) -> list[str]:
+        return [self.id, *(response.id for response in self.responses)]
 
     @field_validator("responses")
     @classmethod
@@ -76,13 +116,18 @@ class EftRow(_Record):
 
 
 class TestRow(_Record):
-    """A row of test_prompts.jsonl; constraints are checked by `srkit.constraints`."""
+    """A row of test_prompts.jsonl; constraints are checked by `srkit.constraints`.
+
+    Complexity and expected length are the labels of the paper's Fig. 11, for `srkit.breakdowns`.
+    """
 
     __test__ = False  # not a test class for pytest
-    id: str
-    task: str
-    prompt: str
+    id: Text
+    task: Text
+    prompt: Text
     constraints: list[dict[str, Any]]
+    complexity: int | None = Field(None, ge=1, le=10)
+    expected_length: ExpectedLength | None = None
 
     @field_validator("constraints")
     @classmethod
@@ -91,8 +136,25 @@ class TestRow(_Record):
             try:
                 check("A text.", constraint)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(f"{constraint} cannot be checked: {error}") from None
+                raise ValueError(f"{shown(constraint)} cannot be checked: {error}") from None
         return constraints
+
+
+class Message(_Record):
+    """What is used of an Open Assistant message row."""
+
+    model_config = ConfigDict(extra="ignore")
+    message_id: Text
+    parent_id: Text | None
+    text: Text
+    role: Literal["prompter", "assistant"]
+    lang: Text
+    rank: Annotated[int | None, BeforeValidator(_whole)]
+    review_result: bool | None = True  # null: nobody has looked at it yet
+    deleted: bool | None = False
+
+    def ids(self) -> list[str]:
+        return [self.message_id]
 
 
 @dataclass
@@ -114,7 +176,13 @@ def load(config: Config) -> SeedData:
     """
     source = config.seed.source
     folder = KIT if source == "kit" else Path(source)
-    own = source == "kit" or folder.is_dir()
+    try:
+        own = folder.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise SrkitError(
+            f"The seed source {shown(source)} cannot be opened: {error.strerror}. Legal are `kit`, "
+            "a folder, a file, or a hub id such as OpenAssistant/oasst1."
+        ) from None
     data = _from_folder(folder, config) if own else _from_messages(source, config)
     for name in ("ift", "eft", "eft_eval", "test_prompts"):
         if not getattr(data, name):
@@ -164,7 +232,8 @@ def _shuffled(rows: list[Row], key: str, config: Config) -> list[Row]:
 
 
 def _words(*texts: str) -> int:
-    return max(len(text.split()) for text in texts)
+    """Words of the longest text; Chinese, or a megabyte of one letter, has more than one."""
+    return max(max(len(text.split()), len(text) // LONG_WORD) for text in texts)
 
 
 # --- the kit's own files, or a folder of the same shape ------------------------------------------
@@ -182,11 +251,12 @@ def _from_folder(folder: Path, config: Config) -> SeedData:
     ranked = _rows(folder / "eft.jsonl", EftRow)
     tests = [row.model_dump() for row in _rows(folder / "test_prompts.jsonl", TestRow)]
     _check_held_out(ift, ranked, tests)
-    found = len(ift) + len(ranked)
+    found = len(ift) + len(ranked) + len(tests)
     ranked.sort(key=lambda row: derive_seed(config.random_seed, "seed", row.id))
     ift, tests = (_shuffled(rows, "id", config) for rows in (ift, tests))
     ift = [row for row in ift if _words(row["prompt"], row["response"]) <= limit]
     ranked = [r for r in ranked if _words(r.prompt, *(x.text for x in r.responses)) <= limit]
+    tests = [row for row in tests if _words(row["prompt"]) <= limit]
     split = {
         name: [row for row in ranked if row.split == name][:most]
         for name, most in (("train", sizes.eft_prompts), ("eval", sizes.eval_prompts))
@@ -196,7 +266,7 @@ def _from_folder(folder: Path, config: Config) -> SeedData:
         eft=[row for prompt in split["train"] for row in _flat(prompt)],
         eft_eval=[row for prompt in split["eval"] for row in _flat(prompt)],
         test_prompts=tests[: sizes.test_prompts],
-        counts={"longer than seed.max_words": found - len(ift) - len(ranked)},
+        counts={"longer than seed.max_words": found - len(ift) - len(ranked) - len(tests)},
     )
 
 
@@ -217,28 +287,38 @@ def _check_held_out(ift: list[Row], ranked: list[EftRow], tests: list[Row]) -> N
             )
 
 
-def _rows(file: Path, record: type[BaseModel]) -> list[Any]:
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SrkitError(f"{file} cannot be read as text lines: {error}.") from None
-    rows = []
+def _rows(file: Path, record: type[_Record]) -> list[Any]:
+    return _valid(_lines(read_text(file), file), record)
+
+
+def _lines(text: str, file: Path) -> Iterator[tuple[str, Any]]:
+    """The JSON objects of a file's lines, each with where it stands."""
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+        if line.strip():
+            yield f"{file}, line {number}", parse_object(line, f"{file}, line {number}")
+
+
+def _valid(values: Iterable[tuple[str, Any]], record: type[_Record]) -> list[Any]:
+    """The values as records. Raises: SrkitError that says where, which field and why."""
+    rows, seen = [], {}
+    for where, value in values:
         try:
-            rows.append(record.model_validate_json(line))
+            row = record.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(map(str, first["loc"])) or "the line"
+            name = shown(".".join(map(str, first["loc"])))[1:-1] or "the line"
             raise SrkitError(
-                f"{file}, line {number}: {name}: {first['msg']}. The fields of a row are "
-                f"{', '.join(record.model_fields)} (data/README.md)."
+                f"{where}: {name}: {first['msg'].removeprefix('Value error, ')}. The fields of a "
+                f"row are {', '.join(record.model_fields)} (data/README.md)."
             ) from None
-    ids = [r.id for row in rows for r in (row, *getattr(row, "responses", ()))]
-    repeated = [i for i, n in Counter(ids).items() if n > 1]
-    if repeated:
-        raise SrkitError(f"{file}: the id {repeated[0]!r} occurs more than once; ids are keys.")
+        for name in row.ids():
+            if name in seen:
+                raise SrkitError(
+                    f"{where}: the id {shown(name)} occurs more than once (first in {seen[name]}); "
+                    "ids are keys. Rename or remove one of the two."
+                )
+            seen[name] = where
+        rows.append(row)
     return rows
 
 
@@ -320,7 +400,7 @@ def first_turns(messages: list[Row], max_words: int) -> tuple[list[Row], dict[st
 
 
 def _usable(row: Row) -> bool:
-    reviewed = row.get("review_result", True) is True  # null: nobody has looked at it yet
+    reviewed = row.get("review_result", True) is True
     return row["lang"] == "en" and not row.get("deleted", False) and reviewed
 
 
@@ -344,68 +424,48 @@ def _ranked_rows(prompt: Row) -> list[Row]:
 def _messages(source: str) -> list[Row]:
     path = Path(source)
     if path.exists():
-        rows = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path)
+        read = _read_parquet if path.suffix == ".parquet" else _read_lines
+        rows = read(path)
     elif path.suffix in SUFFIXES or source[0] in "./~" or source.count("/") != 1:
         raise SrkitError(
-            f"The seed source {source!r} is neither `kit`, a folder, a file that exists, nor a "
-            "hub id such as OpenAssistant/oasst1."
+            f"The seed source {shown(source)} is neither `kit`, a folder, a file that exists, nor "
+            "a hub id such as OpenAssistant/oasst1."
         )
     else:
         rows = _from_hub(source)
-    if not rows:
+    found = [row.model_dump() for row in _valid(rows, Message)]
+    if not found:
         raise SrkitError(f"The seed source {source} is empty.")
-    return rows
+    return found
 
 
-def _read_lines(path: Path) -> list[Row]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    rows = []
+def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix != ".gz":
+        return _lines(read_text(path), path)
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(_message(line, f"{path}, line {number}"))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise SrkitError(f"{path} cannot be read as text lines: {error}.") from None
-    return rows
+        data = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise SrkitError(f"{path} cannot be read as gzip: {error}. Fetch it again.") from None
+    return _lines(decode(data, path), path)
 
 
-def _message(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SrkitError(f"{where}: not JSON ({error}).") from None
-    return _check_message(row, where)
-
-
-def _check_message(row: Any, where: str) -> Row:
-    missing = [f for f in MESSAGE_FIELDS if not isinstance(row, dict) or f not in row]
-    if missing:
-        raise SrkitError(
-            f"{where}: the field {missing[0]!r} is missing. A message row has "
-            f"{', '.join(MESSAGE_FIELDS)} (data/README.md)."
-        )
-    if not isinstance(row["text"], str) or not row["text"].strip():
-        raise SrkitError(f"{where}: the field 'text' is {row['text']!r}; it must be text.")
-    rank = row["rank"]
-    if rank is not None and not (isinstance(rank, int | float) and rank >= 0 and rank % 1 == 0):
-        raise SrkitError(f"{where}: the field 'rank' is {rank!r}; it must be 0, 1, 2, ... or null.")
-    return row
-
-
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pandas as pd
 
     try:
         frame = pd.read_parquet(path)
     except Exception as error:  # pyarrow raises many kinds, all meaning the same to a user
-        raise SrkitError(f"{path} cannot be read as parquet: {error}.") from None
+        reason = " ".join(str(error).split())
+        raise SrkitError(f"{path} cannot be read as parquet: {reason}. Fetch it again.") from None
     frame = frame.astype(object).where(frame.notna(), None)
-    rows = frame.to_dict("records")
-    return [_check_message(row, f"{path}, row {i}") for i, row in enumerate(rows)]
+    return _numbered(frame.to_dict("records"), path)
 
 
-def _from_hub(source: str) -> list[Row]:
+def _numbered(rows: list[Row], source: Path | str) -> Iterator[tuple[str, Any]]:
+    return ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _from_hub(source: str) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
     try:
@@ -416,4 +476,4 @@ def _from_hub(source: str) -> list[Row]:
             f"{str(error)[:200]}). Check the network and the name, give a local file of message "
             "rows as seed.source, or use seed.source=kit."
         ) from None
-    return [_check_message(row, f"{source}, row {i}") for i, row in enumerate(rows)]
+    return _numbered(rows, source)

@@ -10,6 +10,7 @@ the steps finished.
 from __future__ import annotations
 
 from srkit import dpo, evaluate, instruct, judge, metrics, pairs, seed, sft
+from srkit.browse import make_page
 from srkit.report import make_report
 from srkit.study import Study
 
@@ -23,6 +24,7 @@ OF_STUDY = {
     "seed/eft_targets": judge.make_eft_targets,
     "M1/adapter": sft.make_m1,
     "referee/comparisons": evaluate.make_referee_comparisons,
+    "browse": make_page,
     "metrics/reward_accuracy": metrics.make_reward_accuracy,
     "metrics/length_drift": metrics.make_length_drift,
     "metrics/win_rates": metrics.make_win_rates,
@@ -53,6 +55,7 @@ def make_step(study: Study, name: str) -> None:
         OF_STUDY[name](study)
     elif "/iter-" in owner or what == "adapter":
         arm, _, iteration = step.notebook.partition("-")[2].rpartition("-")
+        arm = owner.partition("/iter-")[0] if "/iter-" in owner else arm  # it may be a shared table
         OF_ITERATION[what](study, arm, int(iteration))
     else:
         OF_MODEL[what](study, owner)

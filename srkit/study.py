@@ -34,7 +34,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from srkit.config import (
 )
 from srkit.distributed import first, rank, together, world
 from srkit.plan import PAPER_ARM, Step, model_after, plan
+from srkit.reading import decode, parse_object, parse_yaml, read_object, read_text, shown
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -74,34 +75,21 @@ def derive_seed(*coordinates: int | str) -> int:
 def read_jsonl(path: Path) -> list[Row]:
     """Rows of a JSON Lines file.
 
-    Raises: SrkitError with the line number if a line is not a JSON object.
+    Raises: SrkitError with the line number if a line is not UTF-8 or not a JSON object.
     """
-    return _parse_lines(path.read_bytes(), path)
+    return _parse_lines(read_text(path), path)
 
 
 def _complete_lines(path: Path) -> list[Row]:
     """Rows of an append-only file, without a torn last line."""
     if not path.exists():
         return []
-    return _parse_lines(path.read_bytes().rpartition(b"\n")[0], path)
+    return _parse_lines(read_text(path, complete=True), path)
 
 
-def _parse_lines(data: bytes, path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise SrkitError(f"{path}, line {number}: not UTF-8 ({error}).") from None
-        except json.JSONDecodeError as error:
-            raise SrkitError(f"{path}, line {number}: not JSON ({error}).") from None
-        if not isinstance(row, dict):
-            shown = line[:60].decode(errors="replace")
-            raise SrkitError(f"{path}, line {number}: not a JSON object but {shown!r}.")
-        rows.append(row)
-    return rows
+def _parse_lines(text: str, path: Path) -> list[Row]:
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_object(line, f"{path}, line {n}") for n, line in lines if line.strip()]
 
 
 def _sealed(row: Row) -> str:
@@ -157,21 +145,43 @@ class Study:
 
         Raises: SrkitError if there is no study and no preset, or the settings differ.
         """
+        study = cls.planned(path, preset, overrides, arm, change)
+        study.save_settings()
+        return study
+
+    @classmethod
+    def planned(
+        cls,
+        path: str | Path,
+        preset: str = "",
+        overrides: str = "",
+        arm: str = "",
+        change: bool = False,
+    ) -> Study:
+        """As `open`, but `save_settings` is left to the caller, who may have more to check."""
         path = Path(path)
         asked = [name.strip() for name in arm.split(",") if name.strip()]
         for name in asked:
             if name not in ARMS:
-                raise SrkitError(f"There is no arm {name!r}. {legal_names(name, ARMS)}")
+                raise SrkitError(f"There is no arm {shown(name)}. {legal_names(name, ARMS)}")
         stored = _stored_config(path)
         if stored is None:
             if not preset:
                 raise SrkitError(_no_study(path))
             config = resolve(preset, overrides)
-            _write_config(path, config)
         else:
             config = _merge(path, stored, preset, overrides, change)
-        arms = tuple(name for name in ARMS if name in asked or (path / name / "iter-1").is_dir())
+        arms = tuple(name for name in ARMS if name in asked or _begun(path, name))
         return cls(path, config, arms or (PAPER_ARM,))
+
+    def save_settings(self) -> None:
+        """Write the settings to `study.yaml`, unless they stand there."""
+        stored = _stored_config(self.path)
+        if stored == self.config:
+            return
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        with self._held(".run", "changing its settings") if stored else nullcontext():
+            write_atomically(self.path / "study.yaml", text)
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -205,13 +215,18 @@ class Study:
     def manifest(self) -> list[Row]:
         """Lines of the manifest, oldest first; a torn last line is left out.
 
-        Raises: SrkitError naming a line that was damaged.
+        Raises: SrkitError naming a line that was damaged, or lacks what decides whether a step is
+        finished.
         """
-        return _unsealed(
-            self.path / "manifest.jsonl",
+        file = self.path / "manifest.jsonl"
+        rows = _unsealed(
+            file,
             "Restore the manifest from a copy, or delete this line: the step that it told of, and "
             "what depends on it, is then made again.",
         )
+        for number, row in enumerate(rows, 1):
+            _check_record(row, f"{file}, line {number}")
+        return rows
 
     def records(self) -> dict[str, Row]:
         """The last manifest line of every step, with its place in the manifest as `line`."""
@@ -255,7 +270,8 @@ class Study:
 
         Raises: SrkitError naming the notebook to run first, or a file that was altered.
         """
-        return _parse_lines(self._checked(name), self.path / self.step(name).outputs[0])
+        file = self.path / self.step(name).outputs[0]
+        return _parse_lines(decode(self._checked(name), file), file)
 
     def read_text(self, name: str) -> str:
         """A finished step's file as text; raises as `read` does."""
@@ -314,7 +330,7 @@ class Study:
 
     def fingerprint(self, model: str) -> Row:
         """The fingerprint recorded when a model's adapter was trained."""
-        return json.loads((self.adapter(model) / "fingerprint.json").read_text("utf-8"))
+        return read_object(self.adapter(model) / "fingerprint.json")
 
     def training_log(self, *models: str) -> pd.DataFrame:
         """The trainer's logs of models: model, step, loss, learning_rate, ..."""
@@ -381,11 +397,12 @@ class Study:
         if first(lambda: self.state(name)) == "done":
             return self.read(name)
         step = self.step(name)
-        with self._making(step) as (partial, record):
+        with self._making(step) as (partial, record), ExitStack() as held:
             chunks = first(lambda: _chunks(partial))
             rows = [row for c in chunks for row in c["rows"]]
             parts = range(len(chunks) * chunk, len(items), chunk)
-            bar = tqdm(total=len(items), initial=min(parts.start, len(items)), desc=name, **_BAR)
+            begun = min(parts.start, len(items))
+            bar = held.enter_context(tqdm(total=len(items), initial=begun, desc=name, **_BAR))
             for start in parts:
                 if until(rows):
                     break
@@ -409,6 +426,11 @@ class Study:
             first(lambda: write_atomically(self.path / step.outputs[0], lines))
         return self.read(name)
 
+    def copy_table(self, name: str) -> list[Row]:
+        """Make a table that an arm shares with the paper's: a copy, byte by byte. Returns rows."""
+        self.make_file(name, lambda: self.read_text(self.step(name).same_as))
+        return self.read(name)
+
     def make_file(self, name: str, work: Callable[[], str]) -> None:
         """Make a step whose one output is a text file; `work` runs in the first process alone."""
         if first(lambda: self.state(name)) == "done":
@@ -420,16 +442,42 @@ class Study:
     def make_folder(self, name: str, work: Callable[[Path], Row]) -> None:
         """Make a step whose outputs lie in one folder; `work(folder)` may continue in it.
 
-        What `work` returns goes into the manifest line. Folders in `work`'s folder (checkpoints)
-        are removed at the end.
+        What `work` returns goes into the manifest line; `earlier_seconds`, of interrupted runs,
+        are added to those of this one. Folders in `work`'s folder (checkpoints)
+        are removed at the end, after a note that the work is done: who is cut off there repeats
+        none of it.
         """
         if first(lambda: self.state(name)) == "done":
             return
         step = self.step(name)
         with self._making(step) as (partial, record):
-            first(lambda: _make_folder(partial))
-            record |= work(partial)
+            worked = first(lambda: self._worked(step, partial))
+            if worked is None:
+                first(lambda: _make_folder(partial))
+                began = time.monotonic()
+                worked = work(partial)
+                earlier = worked.pop("earlier_seconds", 0.0)
+                worked["seconds"] = time.monotonic() - began + earlier
+                first(lambda: self._note_worked(step, partial, worked))
+            record |= worked
             first(lambda: _replace_folder(self.path / name, partial))
+
+    def _note_worked(self, step: Step, partial: Path, worked: Row) -> None:
+        sync_files(partial)
+        note = {"sha256": self._hashes(step, partial), "worked": worked}
+        write_atomically(_note(partial), json.dumps(note))
+
+    def _worked(self, step: Step, partial: Path) -> Row | None:
+        """What the work for a folder returned, if it was done and its files are still the same."""
+        if not _note(partial).exists():
+            return None
+        note = json.loads(_note(partial).read_text("utf-8"))
+        folder = partial if partial.exists() else self.path / step.name
+        return note["worked"] if note["sha256"] == self._hashes(step, folder) else None
+
+    def _hashes(self, step: Step, folder: Path) -> dict[str, str]:
+        files = [folder / Path(output).name for output in step.outputs]
+        return {file.name: _sha256(file) for file in files if file.exists()}
 
     @contextmanager
     def _making(self, step: Step) -> Iterator[tuple[Path, Row]]:
@@ -457,14 +505,17 @@ class Study:
                 )
         if expected := self.expected(step):
             log.info("%s", _announced(step.name, expected))
+        for other in self.steps.values():
+            if states[other.name] == "done" and self._partials(other):
+                _remove(self._partial(other))  # it was cut off right after its manifest line
         partial = self._partial(step)
         _make_folder(partial.parent)
         return partial
 
     def _end(self, step: Step, record: Row) -> None:
         self._record(step, record)
-        for litter in self._partials(step):
-            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+        for partial in self._partials(step):
+            _remove(partial)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -524,7 +575,7 @@ class Study:
         A forecast that was made for other settings does not count.
         """
         file = self.path / "forecast.json"
-        row = json.loads(file.read_text("utf-8")).get(step.name, {}) if file.exists() else {}
+        row = read_object(file).get(step.name, {}) if file.exists() else {}
         current = row.pop("settings", None) == self._digest(step)
         return row if current else {}
 
@@ -553,6 +604,14 @@ class Study:
     def _partials(self, step: Step) -> list[Path]:
         target = self.path / step.name
         return sorted(target.parent.glob(f"{target.name}.partial-*"))
+
+
+def _begun(path: Path, arm: str) -> bool:
+    """Whether an arm has tables; those that others copy are no sign that the paper's was begun."""
+    folder = path / arm / "iter-1"
+    if arm != PAPER_ARM:
+        return folder.is_dir()
+    return any(not f.name.startswith(("prompts", "candidates")) for f in folder.glob("*"))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -599,13 +658,31 @@ def _make_folder(path: Path) -> None:
 def _replace_folder(target: Path, partial: Path) -> None:
     """Let a finished folder take its place; folders in it (checkpoints) go."""
     old = target.with_name(target.name + ".replaced")
+    if partial.exists():
+        for leftover in [p for p in partial.iterdir() if p.is_dir()]:
+            shutil.rmtree(leftover)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-    for leftover in [p for p in partial.iterdir() if p.is_dir()]:
-        shutil.rmtree(leftover)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(partial: Path) -> None:
+    for litter in (partial, _note(partial)):
+        shutil.rmtree(litter) if litter.is_dir() else litter.unlink(missing_ok=True)
+
+
+def _note(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.worked")
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until the files of a folder, which a library wrote, are on the disk."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with writing(path), path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _chunks(partial: Path) -> list[Row]:
@@ -714,6 +791,19 @@ def _announced(name: str, expected: Row) -> str:
     return f"{name}: {time}, {expected['peak_memory_mb'] / 1000:.1f} GB"
 
 
+def _check_record(row: Row, where: str) -> None:
+    """Refuse a manifest line that another version, or a person, wrote in another shape."""
+    kinds = {"step": str, "inputs": dict, "outputs": dict}
+    if not str(row.get("step")).startswith("notebooks/"):
+        kinds["settings"] = str
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+            raise SrkitError(
+                f"{where}: the field {name!r} is {shown(row.get(name))}, which this version of "
+                "srkit cannot use. Restore the manifest, or delete the line: its step runs again."
+            )
+
+
 def _used(step: Step, records: dict[str, Row]) -> Row:
     """Files that a step is made from, with their hashes."""
     made = [records[n] for n in step.inputs if n in records]
@@ -736,20 +826,24 @@ def _sha256_of(path: Path, *state: int) -> str:
 
 def _stored_config(path: Path) -> Config | None:
     file = path / "study.yaml"
-    if not file.exists():
-        return None
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.YAMLError as error:
+        if not str(path).isprintable():
+            raise OSError(0, "control characters and half characters are not legal in a path")
+        if not file.exists():
+            return None
+    except OSError as error:  # also a name that is too long, a folder that may not be entered
         raise SrkitError(
-            f"{file} is not YAML: {error}. Restore it, or start another study."
+            f"The study {shown(str(path))} cannot be opened: {error.strerror}. Name another "
+            "folder, such as runs/first."
         ) from None
-    return build(values, {}, str(file))
-
-
-def _write_config(path: Path, config: Config) -> None:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_atomically(path / "study.yaml", text)
+    values = parse_yaml(read_text(file), str(file))
+    try:
+        return build(values, {}, str(file))
+    except SrkitError as error:
+        raise SrkitError(
+            f"{error} A study that another version of srkit made goes on with that version: start "
+            "another study here, or restore the file."
+        ) from None
 
 
 def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool) -> Config:
@@ -765,9 +859,6 @@ def _merge(path: Path, stored: Config, preset: str, overrides: str, change: bool
             "study's own, use another study for new settings, or run `srkit run` with --change "
             "to take them over here: steps that depend on them run again."
         )
-    if changes:
-        with Study(path, stored, ())._held(".run", "changing its settings"):
-            _write_config(path, config)
     return config
 
 

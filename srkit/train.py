@@ -33,10 +33,9 @@ import logging
 import math
 import os
 import random
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +58,7 @@ from srkit.memory import needed
 from srkit.models import (
     Policy,
     attach_adapter,
+    context_of,
     encode_completion,
     encode_prompt,
     load_base,
@@ -67,12 +67,13 @@ from srkit.models import (
     save_adapter,
 )
 from srkit.prompts import Conversation
-from srkit.study import derive_seed, writing
+from srkit.study import derive_seed, sync_files, write_atomically, writing
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft
 
 Row = dict[str, Any]
+WHOLE = "whole"  # a file in a checkpoint whose other files are on the disk, come a power cut
 LOGGED = {
     "loss": "loss",
     "learning_rate": "learning_rate",
@@ -116,10 +117,11 @@ class TrainingRun:
     seconds: float  # of the steps, summed over interrupted runs
     log: list[Row]  # the rows of training.jsonl, and the seconds of each step
     first_loss: float | None = None  # of DPO, before any step and without dropout
+    earlier_seconds: float = 0.0  # of them, those of interrupted runs
 
     def record(self) -> Row:
         """What the manifest keeps of it."""
-        names = ("steps", "examples", "left_out", "tokens", "trained_tokens")
+        names = ("steps", "examples", "left_out", "tokens", "trained_tokens", "earlier_seconds")
         return {name: getattr(self, name) for name in names}
 
 
@@ -229,8 +231,9 @@ def _usable(rows: list[Row], max_tokens: int) -> list[Row]:
     kept = [row for row in rows if _lengths(row)[0] <= max_tokens and _lengths(row)[2] > 0]
     if not kept:
         raise SrkitError(
-            f"None of {len(rows)} examples can be trained on: all are longer than max_tokens = "
-            f"{max_tokens} or empty. Raise max_tokens, or check the table they come from."
+            f"None of {len(rows)} examples can be trained on: all are longer than {max_tokens} "
+            "tokens (max_tokens, or the model's context) or empty. Raise max_tokens, or check the "
+            "table they come from."
         )
     return kept
 
@@ -253,21 +256,32 @@ def _tokens_seen(rows: list[Row], settings: Sft | Dpo, seed: int, steps: int) ->
 
 
 def train_sft(
-    cfg: Model, examples: Sequence[Example], settings: Sft, folder: Path, seed: int
+    cfg: Model,
+    examples: Sequence[Example],
+    settings: Sft,
+    folder: Path,
+    seed: int,
+    adapter: Path | None = None,
 ) -> TrainingRun:
     """Fine-tune a new adapter on M0, with the loss on completions only (paper section 2.1).
 
+    With `adapter`, a copy of the one in that folder is trained on.
+
     Writes adapter_model.safetensors, adapter_config.json, fingerprint.json and training.jsonl into
-    `folder`; checkpoints lie there meanwhile, and an interrupted run goes on from the last one.
+    `folder`, and checkpoints, from the last of which an interrupted run goes on.
     Loaded policies are put away first. Raises: SrkitError.
     """
     release()
     base, tokenizer = load_base(cfg)
-    rows = _usable([sft_row(tokenizer, example) for example in examples], settings.max_tokens)
+    most = min(settings.max_tokens, context_of(base))
+    rows = _usable([sft_row(tokenizer, example) for example in examples], most)
     planned_steps(len(rows), settings)
     seed = seed % 2**32  # numpy takes no more
     set_seed(seed)
-    policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
+    if adapter:
+        policy = attach_adapter(Policy(base, tokenizer, folder.name), adapter, trainable=True)
+    else:
+        policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
     return _train(_Sft, policy, rows, cfg, settings, folder, seed, len(examples))
 
 
@@ -286,7 +300,8 @@ def train_dpo(
     """
     release()
     base, tokenizer = load_base(cfg)
-    rows = _usable([dpo_row(tokenizer, pair) for pair in pairs], settings.max_tokens)
+    most = min(settings.max_tokens, context_of(base))
+    rows = _usable([dpo_row(tokenizer, pair) for pair in pairs], most)
     planned_steps(len(rows), settings)
     seed = seed % 2**32
     policy = attach_adapter(Policy(base, tokenizer, folder.name), Path(adapter), trainable=True)
@@ -404,19 +419,23 @@ def _train(
             _restore(policy.model, start)
             first_loss = _check_start(trainer, start) if kind is _Dpo else None
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(_Progress())
             checkpoint = first(lambda: _last_checkpoint(folder / "checkpoints"))
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with closing(_Progress()) as progress:  # whatever is said next has a line of its own
+                trainer.add_callback(progress)
+                trainer.train(resume_from_checkpoint=checkpoint)
         log = _log_rows(trainer.state.log_history)
         _check_end(policy.model, start, log)
         if kind is _Dpo:
             policy.model.delete_adapter("ref")
         first(lambda: _save(policy, log, folder))
     steps, seconds = trainer.state.global_step, round(sum(row["seconds"] for row in log), 3)
+    resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    earlier = sum(row["seconds"] for row in log if row["step"] <= resumed)
     counts = _tokens_seen(rows, settings, seed, steps)
     del trainer
     gc.collect()
-    return TrainingRun(steps, len(rows), given - len(rows), *counts, seconds, log, first_loss)
+    left_out = given - len(rows)
+    return TrainingRun(steps, len(rows), left_out, *counts, seconds, log, first_loss, earlier)
 
 
 def _save(policy: Policy, log: list[Row], folder: Path) -> None:
@@ -425,7 +444,6 @@ def _save(policy: Policy, log: list[Row], folder: Path) -> None:
     rows_out = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
     text = "".join(json.dumps(row) + "\n" for row in rows_out)
     (folder / "training.jsonl").write_text(text, "utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 # --- what must hold ----------------------------------------------------------------------------
@@ -494,17 +512,9 @@ def _check_end(model: PeftModel, start: dict[str, torch.Tensor], log: list[Row])
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (its trainer state comes last)."""
+    """The newest checkpoint that was written to its end."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
-    return next((str(p) for p in found if _is_whole(p)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+    return next((str(p) for p in found if (p / WHOLE).exists()), None)
 
 
 def _log_rows(history: list[Row]) -> list[Row]:
@@ -520,7 +530,9 @@ def _log_rows(history: list[Row]) -> list[Row]:
 
 
 class _Progress(TrainerCallback):
-    """A progress bar, and the seconds of each step in the log."""
+    """A progress bar, the seconds of each step in the log, and a mark on whole checkpoints."""
+
+    bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.bar = tqdm(
@@ -541,8 +553,15 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.bar.update(1)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.bar.close()
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if rank() == 0:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sync_files(checkpoint)
+            write_atomically(checkpoint / WHOLE, "")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class _Order(Sampler):

@@ -78,9 +78,9 @@ class Texts:
 
     def answer(self, most: int, step: str = "") -> float:
         """Tokens of an answer: measured in the step's finished table, or as IFT's responses."""
-        if step in self.made:
-            rows = self.study.read(step)
-            return sum(row["tokens"] for row in rows) / max(len(rows), 1)
+        rows = self.study.read(step) if step in self.made else []
+        if counts := [row["tokens"] for row in rows if row["tokens"]]:
+            return sum(counts) / len(counts)
         lengths = [min(most, self.tokens(r["response"], turn=False)) for r in self.ift]
         return sum(lengths) / len(lengths)
 
@@ -113,7 +113,8 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
     """What a step asks of the model."""
     head, _, last = step.name.rpartition("/")
     if last == "adapter":
-        found = _dpo(config, texts, head) if "dpo" in step.settings else _sft(config, texts, head)
+        of = _dpo if "dpo" in step.settings else _positive if "/" in head else _sft
+        found = of(config, texts, head)
     elif last == "judgements":
         found = _judging(config, texts, "iter-" in head)
     elif last == "eft_judgements":
@@ -122,9 +123,9 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         found = _answering(config, texts, step.name)
     elif last == "comparisons":
         found = _comparing(config, texts, step)
-    elif last == "prompts" and "iter-" in head:
+    elif last == "prompts" and "instruct" in step.settings:
         found = _instructing(config, texts)
-    elif last == "candidates":
+    elif last == "candidates" and "candidates" in step.settings:
         found = _candidates(config, texts, step.name)
     else:
         return Work(basis=texts.basis)
@@ -140,6 +141,15 @@ def _sft(config: Config, texts: Texts, model: str) -> Work:
         pairs = [texts.tokens(r["prompt"], r["response"], turn=False) for r in texts.eft]
         rows += [(wording + pair, label) for pair in pairs]
     return _trained(rows, settings, most_rows=len(rows))
+
+
+def _positive(config: Config, texts: Texts, model: str) -> Work:
+    """SFT on the best responses; how many are perfect is not known before, so the share is used."""
+    answer = texts.answer(config.candidates.max_tokens)
+    prompt = _mean(texts.tokens(r["prompt"]) for r in texts.ift)
+    drawn = config.instruct.prompts * config.candidates.n
+    count = math.ceil(config.arms.positive_share * drawn)
+    return _trained([(prompt, answer)] * count, config.sft, most_rows=drawn)
 
 
 def _dpo(config: Config, texts: Texts, model: str) -> Work:
@@ -173,7 +183,7 @@ def _trained(rows: list[tuple[float, float]], settings: Sft | Dpo, most_rows: in
 def _judging(config: Config, texts: Texts, own: bool) -> Work:
     if not own:
         return _judged(config, texts, texts.eval, config.eval.judge_samples, config.judge.method)
-    if config.judge.source == "random":
+    if config.judge.source in ("random", "human", "oracle"):
         return Work()
     answer = "x" * round(texts.answer(config.candidates.max_tokens) * texts.speed.characters)
     rows = [{"prompt": p, "response": answer} for p in _new_prompts(config, texts)]

@@ -1,8 +1,11 @@
 """The command line: light help, errors in one paragraph, status as JSON, what `run` would run."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -50,6 +53,21 @@ def executed(monkeypatch):
     return names
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_with_one_line(number, code, srkit, tmp_path, monkeypatch):
+    def interrupted(*args):
+        os.kill(os.getpid(), getattr(signal, number))
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Study, "planned", interrupted)
+    try:
+        said = srkit("make", "--study", tmp_path / "s", "--preset", "tiny")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said == (code, "", f"srkit: stopped by {number}. {cli.KEPT}\n")
+
+
 def test_help_and_package_import_nothing_heavy():
     probe = (
         "import sys, srkit.cli\n"
@@ -67,7 +85,7 @@ def test_help_and_package_import_nothing_heavy():
 LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pairs", "evaluate",
          "notebook", "stats", "reward_accuracy", "health", "headtohead", "length", "constraints",
          "metrics", "figures", "report", "engine", "endpoint", "memory", "speed", "workload",
-         "forecast", "distributed", "series")  # fmt: skip
+         "forecast", "distributed", "series", "browse", "escape")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():
@@ -137,7 +155,7 @@ def test_run_executes_the_series_in_order_with_its_parameters(srkit, executed, t
     assert code == 0
     assert [name for name, _ in executed] == [
         "00_start_here", "01_seed_data", "02_seed_sft", "03_judge", "04_iteration-self-rewarding-1",
-        "10_reward_accuracy", "11_length_drift", "12_win_rates", "30_report",
+        "05_browse_pairs", "10_reward_accuracy", "11_length_drift", "12_win_rates", "30_report",
     ]  # fmt: skip
     study = str(tmp_path / "s")
     assert executed[0][1] == {"study": study}
@@ -164,7 +182,8 @@ def test_a_study_of_one_arm_stays_one(srkit, executed, tmp_path):
     assert srkit("run", "--study", tmp_path / "s", "--only", "04")[0] == 0
     assert [name for name, _ in executed] == ["04_iteration-ift-only-1", "04_iteration-ift-only-2"]
     steps = json.loads(srkit("status", tmp_path / "s", "--json")[1])["steps"]
-    assert not any(step["step"].startswith("self-rewarding") for step in steps)
+    others = {step["step"] for step in steps if step["step"].startswith("self-rewarding")}
+    assert others == {f"self-rewarding/iter-{t}/prompts" for t in (1, 2)}  # which both arms use
 
 
 def test_a_second_run_does_nothing(srkit, executed, tmp_path, make):
@@ -173,7 +192,7 @@ def test_a_second_run_does_nothing(srkit, executed, tmp_path, make):
     for name in study.steps:
         make(study, name)
     assert srkit("run", "--study", path)[0] == 0
-    assert len(executed) == 10
+    assert len(executed) == len(notebooks(study.config))
     executed.clear()
     code, out, _ = srkit("run", "--study", path)
     assert (code, executed) == (0, [])

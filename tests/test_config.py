@@ -211,6 +211,25 @@ def test_parse_overrides_keeps_spaces_and_the_last_word():
     assert parse_overrides("a.b=1 'c.d=x y' a.b=2") == {"a.b": "2", "c.d": "x y"}
 
 
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ("max_word=3", "no constraint 'max_word'. Did you mean 'max_words'"),
+        ("max_words=few", "'max_words=few' has no legal value"),
+        ("lowercase=perhaps", "'lowercase=perhaps' has no legal value"),
+    ],
+)
+def test_an_oracle_that_cannot_check_is_refused(constraint, message):
+    with pytest.raises(SrkitError, match=message) as caught:
+        resolve("tiny", f"arms.oracle=[sentences=1,{constraint}]")
+    assert "Bad settings in preset tiny: arms.oracle" in str(caught.value)
+
+
+def test_an_external_judge_behind_an_endpoint_needs_its_address():
+    with pytest.raises(SrkitError, match=r"endpoint.url and endpoint.model"):
+        resolve("tiny", "arms.external_judge=endpoint")
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_arms_are_their_overrides_and_nothing_else(arm):
     config = resolve("tiny")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srkit import constraints, stats
-from srkit.config import SrkitError
+from srkit.config import SrkitError, resolve
 
 LIST = "Here:\n- one\n* two\n3. three\nnot one\n-not this"
 
@@ -137,3 +137,47 @@ def test_the_kits_test_prompts_use_legal_kinds():
     assert used
     for constraint in used:
         assert constraints.check("A harmless answer.", constraint) in (True, False)
+
+
+# --- the oracle ----------------------------------------------------------------------------------
+
+
+def test_the_short_form_of_constraints():
+    short = ["max_words=20", "include=you", "lowercase=true", "number=1.5", "ends_with=."]
+    assert constraints.parse(short) == [
+        {"kind": "max_words", "value": 20},
+        {"kind": "include", "value": ["you"]},
+        {"kind": "lowercase", "value": True},
+        {"kind": "number", "value": 1.5},
+        {"kind": "ends_with", "value": "."},
+    ]
+    for wrong in ("max_words=ten", "max_words", "lowercase=maybe", "shortness=3"):
+        with pytest.raises(SrkitError):
+            constraints.parse([wrong])
+
+
+def test_points_of_the_oracle_that_ships():
+    oracle = constraints.parse(resolve("tiny").arms.oracle)
+    texts = {
+        "Sugar dissolves in hot tea because its molecules move faster.": 5,
+        "No.": 4,
+        "": 0,
+        "- Wash it and dry it well\n- Put it on the highest shelf": 3,
+        "one " * 21: 3,
+    }
+    assert {text: constraints.points(text, oracle) for text in texts} == texts
+
+
+def test_oracle_scores_are_shares_and_differences_from_the_start():
+    def answers(*texts):
+        return pd.DataFrame({"prompt_id": ["a", "b"], "text": texts})
+
+    given_answers = {"M1": answers("x y", "x"), "o/M2": answers("x", "x")}
+    wanted = constraints.parse(["max_words=1", "include=x"])
+    table = constraints.oracle_scores(given_answers, wanted, {"o/M2": "M1"}, 200)
+    first, second = table.to_dict("records")
+    assert (first["value"], second["value"]) == (0.75, 1.0)
+    assert pd.isna(first["reference"])
+    assert pd.isna(first["difference"])
+    assert (second["reference"], second["difference"], second["n"]) == ("M1", 0.25, 2)
+    assert (second["difference_low"], second["difference_high"]) == (0, 0.5)

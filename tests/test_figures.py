@@ -16,8 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from srkit import constraints, figures, headtohead, health, length
+from srkit import constraints, figures, headtohead, health, length, strength
 from srkit import reward_accuracy as accuracy
+from srkit.figures import judging, style
 
 MODELS = ("baseline", "M1", "self-rewarding/M2")
 
@@ -62,6 +63,13 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
         "length_distributions": length.lengths(answers),
         "chosen_rejected_lengths": length.chosen_against_rejected({"iter-1": pairs}, 50),
         "head_to_head": headtohead.head_to_head(pd.DataFrame(compared), 50),
+        "strengths": pd.concat(
+            [
+                strength.win_rates(pd.DataFrame(compared), length.lengths(answers), 50),
+                strength.bradley_terry(pd.DataFrame(compared)),
+            ],
+            ignore_index=True,
+        ),
         "score_histograms": health.score_histogram(judged),
         "iteration_funnel": figures.funnel_counts(
             pd.DataFrame({"dropped": [None, "too short", "too short", "similar"]}),
@@ -71,6 +79,12 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
         ),
         "training_curves": training,
         "constraint_pass_rates": constraints.pass_rates(answers, 50),
+        "controls": constraints.oracle_scores(
+            answers,
+            constraints.parse(["max_words=5"]),
+            {"self-rewarding/M2": "M1"},
+            50,
+        ),
     }
     return {name: (getattr(figures, name)(frame), frame) for name, frame in frames.items()}
 
@@ -110,7 +124,7 @@ def test_bytes_are_the_same_in_another_process(tmp_path, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "font.size", 19.0)
     monkeypatch.setitem(mpl.rcParams, "savefig.dpi", 31)
     here = save_all(tmp_path / "here")
-    assert len(here) == 9 * 4
+    assert len(here) == 4 * len(gallery())
     assert str(here) == there.stdout.strip()
 
 
@@ -162,13 +176,13 @@ def test_reward_accuracy_draws_ours_and_the_papers_apart(drawn):
     assert ours.tolist() == pytest.approx(rows["value"].tolist())
     paper = next(line for line in axes.lines if line.get_marker() == "D")
     assert paper.get_ydata().tolist() == [0.651, 0.787, 0.804]
-    assert paper.get_color() == figures.PAPER_GREY
+    assert paper.get_color() == style.PAPER_GREY
 
 
 def test_another_arm_has_no_counterpart_in_the_paper():
-    assert figures._paper_value("self-rewarding/M3", "pairwise_accuracy") == 0.817
-    assert np.isnan(figures._paper_value("oracle/M3", "pairwise_accuracy"))
-    assert np.isnan(figures._paper_value("M3", "tie_rate"))
+    assert judging._paper_value("self-rewarding/M3", "pairwise_accuracy") == 0.817
+    assert np.isnan(judging._paper_value("oracle/M3", "pairwise_accuracy"))
+    assert np.isnan(judging._paper_value("M3", "tie_rate"))
 
 
 def test_length_trend_has_the_paper_in_its_own_panel(drawn):
@@ -185,6 +199,28 @@ def test_bars_of_a_match_add_up_to_a_hundred(drawn):
     assert widths == pytest.approx(percent.ravel())
     assert "M1 vs baseline" in words(figure)
     assert "Referee M0: both orders agree on" in words(figure)
+
+
+def test_strengths_show_raw_and_equal_length_side_by_side(drawn):
+    figure, table = drawn["strengths"]
+    rates, scale = figure.axes
+    for container, measure in zip(
+        rates.containers, ("win_rate", "win_rate_length_controlled"), strict=True
+    ):
+        values = table.loc[table["measure"] == measure, "value"]
+        assert container.lines[0].get_xdata().tolist() == pytest.approx(values.tolist())
+    marks = [container.lines[0].get_marker() for container in rates.containers]
+    assert len(set(marks)) == 2, "a second cue besides the colour"
+    assert scale.get_yticklabels()[0].get_text() == "baseline, n = 9"
+    assert scale.containers[0].lines[0].get_xdata()[0] == 0
+    assert "Every verdict of referee" not in words(figure)
+
+
+def test_strengths_say_where_every_verdict_is_a_tie(drawn):
+    table = drawn["strengths"][1]
+    decided = table["measure"] == "win_rate_decided"
+    silent = table.assign(n=table["n"].mask(decided, 0))
+    assert "Every verdict of referee M0 is a tie" in words(figures.strengths(silent))
 
 
 def test_the_referees_card_is_cited(drawn):
@@ -222,6 +258,26 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
     assert "ln 2" not in words(sft)
 
 
+def test_controls_start_where_the_arm_started():
+    rows = [("M1", 0.5), ("oracle/M2", 0.6), ("oracle/M3", 0.7)]
+    rows += [("random-judge/M2", 0.5), ("random-judge/M3", 0.4)]
+    table = pd.DataFrame(rows, columns=["model", "value"]).assign(n=9)
+    table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1)
+    table["reference"] = [None, *["M1"] * 4]
+    table["difference"] = [np.nan, *(table["value"][1:] - 0.5)]
+    for end in ("low", "high"):
+        table[f"difference_{end}"] = table["difference"]
+    figure = figures.controls(table)
+    level, change = figure.axes
+    walks = [line.get_ydata().tolist() for line in level.lines if len(line.get_ydata()) == 3]
+    assert [0.5, 0.6, 0.7] in walks
+    assert [0.5, 0.5, 0.4] in walks
+    assert [t.get_text() for t in level.get_xticklabels()] == ["start", "M2", "M3"]
+    assert [t.get_text() for t in change.get_xticklabels()] == ["M2", "M3"]
+    assert "Start: M1" in words(figure)
+    assert "n = 9 prompts" in words(figure)
+
+
 @pytest.mark.parametrize(
     ("draw", "reason"),
     [
@@ -230,10 +286,12 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
         (figures.length_distributions, "no response was measured"),
         (figures.chosen_rejected_lengths, "no pair was left"),
         (figures.head_to_head, "no two models were compared in both orders"),
+        (figures.strengths, "no two models were compared in both orders"),
         (figures.score_histograms, "no judgement was made"),
         (figures.iteration_funnel, "the iteration has no rows"),
         (figures.training_curves, "no training step was logged"),
         (figures.constraint_pass_rates, "no test prompt has a constraint"),
+        (figures.controls, "no answer was scored by the oracle"),
     ],
 )
 def test_an_empty_frame_says_why(draw, reason):

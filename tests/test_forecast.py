@@ -8,7 +8,7 @@ import pytest
 
 from srkit import forecast as module
 from srkit import memory, speed, workload
-from srkit.config import Model, Sft, SrkitError, resolve
+from srkit.config import ARMS, Model, Sft, SrkitError, resolve
 from srkit.forecast import Machine
 from srkit.memory import SHAPES, Shape
 from srkit.speed import Speed
@@ -258,6 +258,21 @@ def test_seconds_by_hand():
     assert module.seconds_of(score, shape, RATES) == pytest.approx(2 * 0.5 + 300 / 100)
     write = workload.Work("generate", calls=2, prompt=300, generated=500, rows=8, length=40)
     assert module.seconds_of(write, shape, RATES) == pytest.approx(4 + 80 * 0.01 + 500 * 0.001)
+
+
+def test_what_arms_share_or_a_program_judges_costs_nothing():
+    config = resolve("cpu")
+    found = {f.step: f for f in module.forecast(config, tuple(ARMS), here=LAPTOP, speed=RATES)}
+    free = ["oracle/iter-1/prompts", "oracle/iter-1/candidates", "oracle/iter-2/prompts"]
+    free += [f"{arm}/iter-1/judgements" for arm in ("oracle", "human", "random-judge")]
+    for name in [*free, "human/iter-1/prompts", "human/iter-1/candidates"]:
+        assert (found[name].work.kind, found[name].seconds) == ("none", 0), name
+    assert found["oracle/iter-2/candidates"].work.generated > 0
+    assert found["external-judge/iter-1/judgements"].work.kind == "score"
+    positive, paper = (found[f"{a}/M2/adapter"] for a in ("positive-only", "self-rewarding"))
+    assert positive.work.reference == 0 < paper.work.reference, "SFT has no reference"
+    # a quarter of 40 x 4 answers once, against both sides of 40 pairs twice
+    assert positive.work.labelled == pytest.approx(paper.work.labelled / 4)
 
 
 def test_a_model_is_opened_once_for_steps_in_a_row():

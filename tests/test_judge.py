@@ -239,14 +239,23 @@ def candidates(study, make):
     def candidates(overrides: str, arm: str = "self-rewarding") -> Study:
         new = Study.open(study.path, overrides=overrides, arm=arm, change=True)
         rows = [
-            {"id": f"p{p}#{i}", "prompt_id": f"p{p}", "prompt": f"q{p}", "text": f"a{p}{i}"}
+            {
+                "id": f"p{p}#{i}",
+                "prompt_id": f"p{p}",
+                "prompt": f"q{p}",
+                "text": f"a{p}{i}",
+                "rank": i,
+            }
             for p in range(2)
             for i in range(3)
         ]
         needed = ["seed/ift", "seed/eft", "seed/eft_eval", "baseline/adapter", "seed/eft_targets"]
-        for name in [*needed, "M1/adapter", f"{arm}/iter-1/prompts"]:
+        for name in [*needed, "M1/adapter"]:
             make(new, name)
-        make(new, f"{arm}/iter-1/candidates", rows)
+        for table in ("prompts", "candidates"):
+            name = f"{arm}/iter-1/{table}"
+            for one in filter(None, (new.step(name).same_as, name)):
+                make(new, one, rows)
         return new
 
     return candidates
@@ -315,6 +324,30 @@ def test_the_random_judge_tosses_coins_in_the_loop_and_nowhere_else(candidates, 
     held_out = judge_held_out(new, "random-judge/M2")
     assert [row["score"] for row in held_out] == [2, 2]
     assert engine.calls[0][0] == "random-judge/M2"
+
+
+def test_the_oracle_gives_a_point_for_each_constraint_that_is_met(candidates, engine):
+    limits = "arms.oracle=[starts_with=a1,ends_with=2,max_words=1]"
+    new = candidates(f"judge.samples=3 judge.method=sampled {limits}", arm="oracle")
+    rows = judge_candidates(new, "oracle", 1)
+    assert [row["id"] for row in rows][:2] == ["p0#0@0", "p0#1@0"], "once is enough"
+    assert [row["score"] for row in rows] == [1, 1, 2, 2, 2, 3]  # a00 a01 a02 a10 a11 a12
+    assert engine.calls == [], "no model is asked"
+
+
+def test_ranks_are_the_judgements_of_the_arm_human(candidates, engine):
+    rows = judge_candidates(candidates("judge.method=sampled", arm="human"), "human", 1)
+    assert [row["score"] for row in rows] == [5, 4, 3, 5, 4, 3]
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize("judge", ["M0", "baseline", "M1"])
+def test_an_external_judge_is_a_fixed_model(candidates, engine, judge):
+    new = candidates(f"arms.external_judge={judge}", arm="external-judge")
+    judge_candidates(new, "external-judge", 1)
+    assert {call[0] for call in engine.calls} == {judge}
+    adapters = {i for i in new.step("external-judge/iter-2/judgements").inputs if "adapter" in i}
+    assert adapters == ({f"{judge}/adapter"} if judge != "M0" else set())
 
 
 def test_held_out_rankings_have_their_own_k(study, make, engine):

@@ -14,7 +14,9 @@ def responses(*rows: tuple[str, int, bool]) -> pd.DataFrame:
 def pairs(*rows: tuple[str, str, str | None]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["chosen", "rejected", "dropped"])
     frame["id"] = [f"p{i}" for i in range(len(frame))]
-    return frame.assign(chosen_tokens=3, rejected_tokens=5)
+    return frame.assign(chosen_tokens=3, rejected_tokens=5).assign(
+        chosen_truncated=False, rejected_truncated=[i == 0 for i in range(len(frame))]
+    )
 
 
 def test_length_table_by_hand():
@@ -31,7 +33,8 @@ def test_length_table_by_hand():
 
 def test_a_model_without_responses_keeps_its_row():
     table = length.length_table({"M1": pd.DataFrame()})
-    assert table["n"].tolist() == [0, 0, 0]
+    assert table["unit"].tolist() == list(length.MEASURES)
+    assert (table["n"] == 0).all()
     assert table["value"].isna().all()
     assert length.length_table({}).empty
 
@@ -57,6 +60,7 @@ def test_chosen_against_rejected_by_hand():
         0.5
     )  # one longer, one shorter, one tie
     assert value["tokens", "difference"] == pytest.approx(-2)
+    assert value["truncated", "difference"] == pytest.approx(-1 / 3)
     assert (table["n"] == 3).all()
 
 
@@ -92,6 +96,36 @@ def test_score_follows_length_within_prompts_not_across():
     assert found["value"] == pytest.approx(0)
     assert (found["low"], found["high"]) == (-1, 1)
     assert (found["n"], found["left_out"]) == (2, 1)
+
+
+ANSWER = """## Packing
+
+**Clothes:**
+- a coat. It may rain!
+- shoes
+1. socks"""
+
+
+def test_form_of_an_answer_by_hand():
+    row = length.measured(pd.Series([ANSWER])).iloc[0]
+    assert row[["list_items", "headings", "words"]].tolist() == [3, 2, 13]
+    # two sentences of the coat; what follows it has no full stop
+    assert row["sentences"] == 3
+    assert length.headings("#hashtag\nnot **all** bold\n# Yes") == 1
+
+
+def test_repetition_by_hand():
+    # nine words have six 4-grams, the last of which stood there before
+    assert length.repetition("a b c d e A B C D") == pytest.approx(1 / 6)
+    assert length.repetition("no no no no no no") == pytest.approx(2 / 3)
+    assert length.repetition("no no no") == 0
+    assert length.repetition("") == 0
+
+
+def test_a_table_without_tokens_is_measured_otherwise():
+    table = length.length_table({"M": responses(("One. Two.", None, False))}, 5).set_index("unit")
+    assert table.loc["sentences", "value"] == 2
+    assert pd.isna(table.loc["tokens", "value"])
 
 
 def test_the_papers_lengths_stand_as_printed():

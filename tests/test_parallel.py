@@ -1,8 +1,10 @@
 """Forked processes: the same results as one process, errors and deaths that are told."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 import psutil
@@ -74,6 +76,23 @@ def test_a_killed_process_is_told():
 
     with pytest.raises(SrkitError, match=r"was killed.*memory"):
         fork_map(work, [1, 2])
+
+
+def test_ctrl_c_reaches_all_and_ends_all_quietly(capfd):
+    """A terminal sends it to every process; the parent ends the others."""
+
+    def work(part):
+        if part == 1:
+            os.kill(os.getppid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fork_map(work, [1, 2])
+    assert time.monotonic() - began < 20
+    assert "Traceback" not in capfd.readouterr().err
+    assert not multiprocessing.active_children()
 
 
 def test_samples_and_scores_do_not_depend_on_the_number_of_processes(threads, monkeypatch):

@@ -1,11 +1,12 @@
 """The plan: what depends on what."""
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
 
 from srkit.config import ARMS, Config, SrkitError, resolve
-from srkit.plan import SEED_MODELS, Step, model_after, model_names, notebooks, plan
+from srkit.plan import PAPER_ARM, SEED_MODELS, Step, model_after, model_names, notebooks, plan
 
 EVERY_ARM = tuple(ARMS)
 VARIATIONS = [
@@ -42,13 +43,9 @@ def test_inputs_precede_and_names_and_files_are_unique(overrides, arms):
     for place, step in enumerate(steps):
         assert set(step.inputs) <= set(names[:place]), step
         assert len(set(step.inputs)) == len(step.inputs), step
-        assert (
-            all(
-                PurePosixPath(output).is_relative_to(step.name.split("/")[0])
-                for output in step.outputs
-            )
-            or step.name == "report"
-        )
+        assert all(
+            PurePosixPath(output).is_relative_to(step.name.split("/")[0]) for output in step.outputs
+        ) or step.name in ("browse", "report")
         assert config.for_arm(step.arm).digest(*step.settings)
 
 
@@ -97,20 +94,54 @@ def test_ift_only_has_no_m1():
     assert "baseline/adapter" in steps["ift-only/iter-1/candidates"].inputs
 
 
-def test_arms_share_the_seed_models_and_nothing_of_each_other():
+def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_else():
     config = resolve("tiny")
     together, alone = by_name(config, EVERY_ARM), [by_name(config, (arm,)) for arm in EVERY_ARM]
     assert sum(name.endswith("/adapter") for name in together) == 2 + 2 * len(EVERY_ARM)
+    lent = {f"{PAPER_ARM}/iter-{t}/prompts" for t in (1, 2)} | {f"{PAPER_ARM}/iter-1/candidates"}
     for arm, steps in zip(EVERY_ARM, alone, strict=True):
         for name, step in steps.items():
-            if not name.startswith(("metrics/", "report")):
-                assert together[name] == step
+            if not name.startswith(("browse", "metrics/", "report")):
+                assert replace(together[name], notebook=step.notebook) == step
             others = {f"{other}/" for other in EVERY_ARM if other != arm}
-            assert not any(name.startswith(other) for other in others)
+            assert name in lent or not any(name.startswith(other) for other in others)
     for name in ("reward_accuracy", "length_drift", "win_rates"):
         used = set(together[f"metrics/{name}"].inputs)
         assert used >= {i for steps in alone for i in steps[f"metrics/{name}"].inputs}
         assert len(used) == len(together[f"metrics/{name}"].inputs)
+
+
+@pytest.mark.parametrize(
+    ("arm", "overrides", "copied"),
+    [
+        (PAPER_ARM, "", set()),
+        ("human", "", set()),
+        ("oracle", "", {"1/prompts", "2/prompts", "1/candidates"}),
+        ("positive-only", "", {"1/prompts", "2/prompts", "1/candidates"}),
+        ("ift-only", "", {"1/prompts", "2/prompts"}),
+        ("ift-only", "start=baseline", {"1/prompts", "2/prompts", "1/candidates"}),
+        ("oracle", "instruct.writer=current", {"1/prompts", "1/candidates"}),
+        ("ift-only", "instruct.writer=current", set()),
+        ("oracle", "judge.source=human", set()),
+    ],
+)
+def test_a_table_is_shared_where_settings_and_model_are_equal(arm, overrides, copied):
+    steps = by_name(resolve("tiny", overrides), (arm,)).values()
+    mine = {s.name.partition("iter-")[2]: s for s in steps if s.name.startswith(f"{arm}/iter-")}
+    assert {name for name, step in mine.items() if step.same_as} == copied
+    for name in copied:
+        assert mine[name].same_as == f"{PAPER_ARM}/iter-{name}"
+        assert mine[name].inputs == (mine[name].same_as,)
+
+
+def test_a_judge_that_is_no_model_waits_for_none():
+    steps = by_name(resolve("tiny"), EVERY_ARM)
+    for arm in ("oracle", "human"):
+        assert steps[f"{arm}/iter-2/judgements"].inputs == (f"{arm}/iter-2/candidates",)
+    assert steps["human/iter-1/prompts"].inputs == ("seed/eft",)
+    positive = steps["positive-only/M2/adapter"]
+    assert "positive-only/iter-1/pairs" not in positive.inputs
+    assert {"positive-only/iter-1/candidates", "M1/adapter"} < set(positive.inputs)
 
 
 @pytest.mark.parametrize("arm", EVERY_ARM)

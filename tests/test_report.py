@@ -1,26 +1,24 @@
 """The report: sentences follow from intervals, and text of models cannot become markup."""
 
+from itertools import takewhile
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from srkit import report
+from srkit import metrics, report
+from srkit.config import SrkitError
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="a()">\x1b[31m\u202e&amp;'
 
 
-def test_text_of_models_is_shown_and_never_interpreted():
-    shown = report._text(HOSTILE)
-    assert "<" not in shown
-    assert '"' not in shown
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
-    assert "\x1b" not in shown, "terminal codes are shown as codes"
-    assert "\u202e" not in shown, "nothing turns the direction of reading"
-    assert "&amp;amp;" in shown, "what looks escaped is escaped again"
-
-
-def test_tables_escape_their_cells():
-    page = report._table(pd.DataFrame({"model": [HOSTILE], "value": [0.123456]}))
+def test_tables_escape_their_cells_whatever_they_hold():
+    page = report._table(
+        pd.DataFrame({"model": [HOSTILE], "value": [0.123456], "all": [[HOSTILE]]})
+    )
     assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;" in page
     assert "0.123" in page
 
 
@@ -53,3 +51,31 @@ def test_no_difference_is_called_no_difference():
 
 def test_an_undefined_rate_is_called_undefined():
     assert report._rate({"value": None, "n": 0}) == "(undefined, n = 0)"
+
+
+def test_what_has_no_interval_is_said_to_have_none():
+    assert report._rate({"value": 1.0, "low": None, "high": np.nan, "n": 1}) == (
+        "100.0 % [no interval, n = 1]"
+    )
+    row = {"model": "M2", "reference": "M1", "metric": "pairwise_accuracy", "value": 0.0}
+    table = pd.DataFrame([row | {"low": np.nan, "high": np.nan, "prompts": 40}])
+    (sentence,) = report._changes(table)
+    assert sentence.endswith("+0.0 points [no interval], 40 prompts: no difference shown.")
+
+
+def test_the_power_of_n_prompts_is_told_and_the_papers_is_not_ours():
+    rows = [("M1", 1.0, 32, True, None), ("M0", 0.5, 32, True, 0.68), ("M0", 0.5, 64, False, 0.6)]
+    rows.append(("GPT-4 (the paper)", 0.33, 256, True, 0.57))
+    table = pd.DataFrame(rows, columns=["referee", "tie_share", "n", "here", "win_rate"])
+    silent, other = report._power(table)
+    assert silent.startswith("With 32 prompts and 100 % ties, no win rate that referee M1")
+    assert "referee M0 would show a win rate of 68 % or more" in other
+
+
+def test_metrics_of_an_earlier_version_say_what_to_do(study, make):
+    for name in takewhile("metrics/win_rates".__ne__, study.steps):
+        make(study, name)
+    study.make_file("metrics/win_rates", lambda: '{"head_to_head": [{"n": 1}]}')
+    assert metrics.table(study, "win_rates", "head_to_head")["n"].tolist() == [1]
+    with pytest.raises(SrkitError, match=r"no table 'power'.* run notebook 12_win_rates"):
+        metrics.table(study, "win_rates", "power")

@@ -52,3 +52,13 @@ def test_seed_tables_are_made_without_a_model(study):
     series.make_step(study, "seed/ift")
     assert study.state("seed/ift") == "done"
     assert len(study.read("seed/ift")) == study.config.seed.ift
+
+
+def test_a_lent_table_is_made_for_the_arm_that_it_belongs_to(tmp_path, calls):
+    study = Study.open(tmp_path / "s", "tiny", arm="oracle")
+    for name in study.steps:
+        series.make_step(study, name)
+    made = dict(zip(study.steps, calls, strict=True))
+    lent = made["self-rewarding/iter-2/prompts"]
+    assert lent == ("OF_ITERATION", "prompts", ("self-rewarding", 2))
+    assert made["oracle/iter-2/prompts"] == ("OF_ITERATION", "prompts", ("oracle", 2))

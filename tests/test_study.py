@@ -463,7 +463,7 @@ def test_another_random_seed_makes_everything_stale(full):
 
 
 def test_fewer_or_more_iterations_make_the_analyses_stale(full):
-    analyses = {name for name in full.steps if name.startswith(("metrics/", "report"))}
+    analyses = {name for name in full.steps if name.startswith(("browse", "metrics/", "report"))}
     fewer = Study.open(full.path, overrides="iterations=1", change=True)
     assert not_done(fewer) == analyses, "they still tell of M3"
     more = Study.open(full.path, overrides="iterations=3", change=True)
@@ -556,6 +556,10 @@ def test_arms_are_those_begun_and_those_asked_for(study):
     assert Study.open(path).arms == ("ift-only",)
     assert Study.open(path, arm="random-judge").arms == ("ift-only", "random-judge")
     (path / "self-rewarding/iter-1").mkdir(parents=True)
+    for shared in ("prompts.jsonl", "candidates.partial-0"):
+        (path / "self-rewarding/iter-1" / shared).touch()
+    assert Study.open(path).arms == ("ift-only",), "another arm copies those"
+    (path / "self-rewarding/iter-1/judgements.partial-0").touch()
     assert Study.open(path).arms == ("self-rewarding", "ift-only")
 
 
@@ -597,6 +601,72 @@ def test_a_folder_is_continued_and_its_checkpoints_go(full):
     assert sorted(p.name for p in target.parent.glob("adapter*")) == ["adapter"]
     assert full.manifest()[-1]["first_loss"] == 0.6931
     assert full.adapter("M1") == target
+
+
+@pytest.fixture
+def trained(full):
+    """`trained()` makes M1 again, whose folder was lost; a list of what training it did."""
+    step, done = full.step("M1/adapter"), []
+    shutil.rmtree(full.path / "M1/adapter")
+
+    def train(folder):
+        done.append(folder.name)
+        (folder / "checkpoints").mkdir()
+        for output in step.outputs:
+            (folder / Path(output).name).write_text("trained")
+        return {"steps": 7, "earlier_seconds": 1000.0}
+
+    def make() -> list[str]:
+        full.make_folder("M1/adapter", train)
+        return done
+
+    return make
+
+
+def killed_in(function: str, monkeypatch, act) -> None:
+    """Do something, until this function of the study would be called."""
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, die)
+        with pytest.raises(KeyboardInterrupt):
+            act()
+
+
+@pytest.mark.parametrize("lost", ["_replace_folder", "append_line"])
+def test_a_kill_after_training_repeats_no_training(lost, full, trained, monkeypatch):
+    """Before the folder takes its place, and after that, before the manifest line."""
+
+    killed_in(lost, monkeypatch, trained)
+    assert len(trained()) == 1
+    assert full.state("M1/adapter") == "done"
+    assert full.manifest()[-1]["steps"] == 7
+    assert 1000 <= full.manifest()[-1]["seconds"] < 1010, "with those of interrupted runs"
+    assert sorted(p.name for p in (full.path / "M1").glob("adapter*")) == ["adapter"]
+
+
+def test_a_trained_folder_that_was_altered_is_trained_again(full, trained, monkeypatch):
+    """What the note says of the work holds for the very files that it names."""
+    killed_in("append_line", monkeypatch, trained)
+    (full.path / "M1/adapter/fingerprint.json").write_text("torn")
+    assert len(trained()) == 2
+    assert full.state("M1/adapter") == "done"
+
+
+def test_what_a_kill_after_the_manifest_line_left_goes_with_the_next_step(full, make):
+    step = full.step("M1/adapter")
+    litter = full._partial(step)
+    note = litter.with_name(f"{litter.name}.worked")
+    note.write_text("{}")
+    other = litter.with_name("adapter.partial-12345678")
+    other.mkdir()
+    assert full.state("M1/adapter") == "done"
+    (full.path / "report.html").unlink()
+    make(full, "report")
+    assert not note.exists()
+    assert other.exists(), "work under other settings, which may come back"
 
 
 def test_a_file_step(study, full):

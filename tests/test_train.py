@@ -5,6 +5,8 @@ import json
 import math
 import socket
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -430,7 +432,39 @@ def test_a_killed_sft_goes_on_and_ends_the_same(step, m1, tmp_path, monkeypatch)
     assert _sha(folder) == _sha(m1[0])
     assert (folder / "fingerprint.json").read_text() == (m1[0] / "fingerprint.json").read_text()
     assert [row["loss"] for row in run.log] == [row["loss"] for row in m1[1].log]
+    assert (run.earlier_seconds > 0) == (step > 1)
+    assert run.earlier_seconds <= run.seconds
     assert (run.steps, run.trained_tokens) == (m1[1].steps, m1[1].trained_tokens)
+
+
+class Evil:
+    """A pickle that makes a file when it is read as pickles are."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def __reduce__(self):
+        return Path.touch, (self.made,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_not_run(name, m1, tmp_path, monkeypatch):
+    """The trainer's own state is the one thing that is not safetensors or JSON: read as data."""
+    folder, made = tmp_path / "M1", tmp_path / "made"
+    _kill_at(5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(TINY, EXAMPLES, SFT, folder, SEED)
+    monkeypatch.undo()
+    planted = [checkpoint / name for checkpoint in (folder / "checkpoints").glob("checkpoint-*")]
+    assert all(file.exists() for file in planted)
+    assert planted
+    for file in [*planted, tmp_path / "copy"]:
+        torch.save(Evil(made), file)
+    with suppress(Exception):  # it is refused, or this checkpoint is not used
+        train_sft(TINY, EXAMPLES, SFT, folder, SEED)
+    assert not made.exists()
+    torch.load(tmp_path / "copy", weights_only=False)
+    assert made.exists(), "a careless reader would have run it"
 
 
 def test_a_killed_dpo_goes_on_and_ends_the_same(m1, m2, tmp_path, monkeypatch):
@@ -458,12 +492,12 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path):
     assert train._last_checkpoint(tmp_path) is None
     for step in (2, 4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert train._last_checkpoint(tmp_path) is None, "any of them may be torn"
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / train.WHOLE).touch()
     assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"epoch": 1')
-    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-10" / train.WHOLE).touch()
     assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 

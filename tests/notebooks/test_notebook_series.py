@@ -87,11 +87,21 @@ def test_win_rates_follow_from_the_comparisons(study):
         assert row["win_rate"] == pytest.approx((row["wins"] + row["ties"] / 2) / row["n"])
 
 
+def test_every_pair_has_its_rates_at_equal_length_and_every_model_its_strength(study):
+    tables = load(study, "win_rates")
+    rates = {r["measure"]: r["value"] for r in tables["measures"] if r["left"] == "M1"}
+    (game,) = [g for g in tables["head_to_head"] if g["left"] == "M1"]
+    assert rates["win_rate"] == rates["win_rate_wilson"] == game["win_rate"]
+    assert 0 < rates["win_rate_length_controlled"] < 1
+    assert [r["left"] for r in tables["strengths"]] == MODELS
+    assert {r["n"] for r in tables["power"] if r["here"]} == {8, 256}
+
+
 def test_figures_in_three_formats_can_be_made_again_to_the_byte(study):
     files = sorted((study / "figures").iterdir())
     before = {f.name: f.read_bytes() for f in files}
     stems = {name.rpartition(".")[0] for name in before}
-    assert {"reward_accuracy", "win_rates", "length_trend", "chosen_rejected"} <= stems
+    assert {"reward_accuracy", "win_rates", "strengths", "length_trend"} <= stems
     assert all(
         f"{stem}.{kind}" in before for stem in stems for kind in ("png", "svg", "pdf", "csv")
     )
@@ -141,10 +151,33 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
     names = ("adapter", "judgements", "responses", "comparisons")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
-    metrics = {"metrics/reward_accuracy", "metrics/length_drift", "metrics/win_rates", "report"}
+    metrics = {
+        "metrics/reward_accuracy",
+        "metrics/length_drift",
+        "metrics/win_rates",
+        "report",
+        "browse",
+    }
     assert again | metrics == ran
     tables = again | metrics - {"report"}  # the report states seconds
     assert {n: after[n]["outputs"] for n in tables} == {n: before[n]["outputs"] for n in tables}
+
+
+@pytest.mark.parametrize("arm", ["oracle", "positive-only", "human"])
+def test_another_arm_joins_the_study_with_its_own_iterations(study, arm):
+    before = status(study)
+    srkit("run", "--study", study, "--arm", arm, "--only", f"04_iteration-{arm}-1")
+    after = status(study)
+    mine = [name for name in after if name.startswith((f"{arm}/iter-1", f"{arm}/M2"))]
+    assert len(mine) == 8
+    assert {after[name]["state"] for name in mine} == {"done"}
+    for name in (n for n in before if not n.startswith(("metrics", "report"))):
+        assert after[name]["outputs"] == before[name]["outputs"], "nothing else is made again"
+    for table in ("prompts", "candidates"):
+        tables = [study / a / f"iter-1/{table}.jsonl" for a in ("self-rewarding", arm)]
+        assert (len({file.read_bytes() for file in tables}) == 1) == (arm != "human")
+    numbers = load(study, f"04_iteration-{arm}-1")
+    assert (numbers["first_loss"] is None) == (arm == "positive-only")
 
 
 def test_a_notebook_says_which_one_to_run_first(tmp_path):
