@@ -39,9 +39,10 @@ HEAP = {"cpu": 1.75, "cuda": 1.1}  # measured peak over what tensors need, for w
 def ran_out(error: Exception) -> bool:
     """Whether memory ran out: CUDA's and Python's errors say so by type, torch's on a CPU in words.
 
-    So does oneDNN's.
+    oneDNN, seen under a limit, has words of its own: it says what it could not create.
     """
-    words = ("can't allocate memory", "could not create a memory object", "bad_alloc")
+    onednn = ("could not create a primitive", "could not create a memory object")
+    words = ("can't allocate memory", "bad_alloc", *onednn)
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or any(word in str(error) for word in words)
 

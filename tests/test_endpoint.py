@@ -173,18 +173,6 @@ def vanish(handler, body):
     handler.close_connection = True
 
 
-def trickle(handler, body):
-    """A byte now and then, each in time for the client, for longer than a request may take."""
-    handler.send(200, "", length=1000)
-    try:
-        for _ in range(40):
-            handler.wfile.write(b" ")
-            time.sleep(0.1)
-    except OSError:  # the client has hung up
-        pass
-    handler.close_connection = True
-
-
 def without_text(handler, body):
     whole = completion()
     whole["choices"][0]["message"] = None
