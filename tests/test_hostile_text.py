@@ -200,7 +200,7 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on the path: `apt install chromium` runs these tests"
+    CHROMIUM is None, reason="needs a Chromium on the path: apt install chromium"
 )
 
 

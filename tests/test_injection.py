@@ -47,7 +47,7 @@ def tokenizer(request):
     try:
         file = models._smollm2_file()
     except SrkitError as error:
-        pytest.skip(f"the embedded model is not installed: {error}")
+        pytest.skip(f"needs the embedded model: {error}")
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
