@@ -29,7 +29,12 @@ def start(*words: str | Path, study: Path) -> subprocess.Popen:
     """Start `srkit`, or a launcher of it, on a study."""
     command = [sys.executable, "-m", *words, "--study", study]
     with (study.parent / "said").open("a") as said:
-        return subprocess.Popen([str(w) for w in command], stdout=said, stderr=said)
+        return subprocess.Popen(
+            [str(w) for w in command],
+            stdout=said,
+            stderr=said,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # see forkserver
+        )
 
 
 def wait_for(study: Path, pattern: str, process: subprocess.Popen) -> None:
