@@ -56,7 +56,7 @@ from transformers.utils import logging as transformers_logging
 from srkit.config import SrkitError
 from srkit.prompts import Conversation
 from srkit.reading import read_object, shown
-from srkit.study import writing
+from srkit.study import sync_files, writing
 from srkit.tiny import tiny_model, tiny_tokenizer
 
 # bitsandbytes advertises a kernel that it would fetch from a hub.
@@ -455,6 +455,7 @@ def _unpack(gguf: Path, target: Path) -> Path:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        sync_files(partial)
         _appear(partial, target)
     except SrkitError:
         raise

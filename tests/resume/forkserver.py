@@ -127,6 +127,7 @@ def child(job: dict[str, Any]) -> int:
     watch = Watch(job["events"], job.get("death") or {})
     spy(watch)
     sys.addaudithook(watch.audit)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind `&`
     sys.argv = ["srkit", *job["words"]]
     try:
         cli.main()

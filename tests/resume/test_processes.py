@@ -1,4 +1,4 @@
-"""Kills of whole processes: of two that train together, and with a real model."""
+"""Kills of whole processes: of notebooks, of two that train together, and with a real model."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import SERIES, copy_before, manifest, reference_plan
+from harness import SERIES, Account, copy_before, manifest, reference_plan
 
 from srkit.config import resolve
 from srkit.plan import plan
@@ -17,12 +17,11 @@ from srkit.plan import plan
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "srkit.cli")
 # The embedded model, as little of everything as shows several chunks and checkpoints.
 SMALL = {
-    "iterations": "1", "seed.ift": "8", "seed.eft_prompts": "4", "seed.eval_prompts": "4",
-    "seed.test_prompts": "4", "seed.max_words": "40", "sft.max_tokens": "512",
-    "instruct.prompts": "8", "candidates.n": "2", "candidates.max_tokens": "24",
-    "candidates.chunk": "2", "pairs.min_pairs": "2", "dpo.epochs": "4", "dpo.batch_size": "2",
-    "dpo.micro_batch": "2", "dpo.save_steps": "2", "judge.max_modal_share": "1",
-    "judge.max_flat_rate": "1",
+    "iterations": "1", "seed.ift": "4", "seed.eft_prompts": "2", "seed.max_words": "40",
+    "instruct.prompts": "4", "instruct.max_tokens": "64", "instruct.lists_per_round": "4",
+    "candidates.n": "2", "candidates.max_tokens": "24", "candidates.chunk": "2",
+    "pairs.min_pairs": "2", "judge.max_modal_share": "1", "judge.max_flat_rate": "1",
+    "dpo.epochs": "3", "dpo.batch_size": "2", "dpo.micro_batch": "2", "dpo.save_steps": "2",
 }  # fmt: skip
 
 
@@ -30,7 +29,12 @@ def start(*words: str | Path, study: Path) -> subprocess.Popen:
     """Start `srkit`, or a launcher of it, on a study."""
     command = [sys.executable, "-m", *words, "--study", study]
     with (study.parent / "said").open("a") as said:
-        return subprocess.Popen([str(w) for w in command], stdout=said, stderr=said)
+        return subprocess.Popen(
+            [str(w) for w in command],
+            stdout=said,
+            stderr=said,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # see forkserver
+        )
 
 
 def wait_for(study: Path, pattern: str, process: subprocess.Popen) -> None:
@@ -53,6 +57,42 @@ def finish(*words: str | Path, study: Path) -> None:
     """Run to the end."""
     process = start(*words, study=study)
     assert process.wait(timeout=600) == 0, (study.parent / "said").read_text()
+
+
+@pytest.mark.slow
+def test_the_notebooks_go_on_after_kills(reference, tmp_path):
+    """`srkit run` is killed, its kernel is killed, and it is told to stop; then it is let."""
+    study, steps = tmp_path / "study", reference_plan()
+    places = {
+        "baseline/adapter.partial-*/checkpoints/checkpoint-3": ("SIGKILL", -9),
+        "self-rewarding/iter-1/candidates.partial-*": ("SIGINT", 130),
+        "self-rewarding/M2/adapter.partial-*/checkpoints/checkpoint-2": ("kernel", 1),
+        "metrics/reward_accuracy.json": ("SIGTERM", 143),
+    }
+    for place, (how, code) in places.items():
+        process = start("srkit.cli", "run", *SERIES, study=study)
+        wait_for(study, place, process)
+        kernels = psutil.Process(process.pid).children(recursive=True)
+        if how == "kernel":
+            kernels[0].kill()
+        else:
+            process.send_signal(getattr(signal, how))
+        assert process.wait(timeout=120) == code, (study.parent / "said").read_text()
+        assert not psutil.wait_procs(kernels, timeout=30)[1], "a kernel outlived its run"
+    said = (study.parent / "said").read_text()
+    assert "srkit: stopped by SIGINT. What was made is kept" in said
+    assert "The kernel of 04_iteration died" in said
+    assert "srkit: stopped by SIGTERM. What was made is kept" in said
+    finish("srkit.cli", "run", *SERIES, study=study)
+    made = [line["step"] for line in manifest(study) if line["step"] in steps]
+    assert sorted(made) == sorted(steps)
+    account = Account()
+    for name, step in steps.items():
+        if name != "report":  # it tells how long the steps took
+            account.compare(reference[0], study, step)
+    assert account.cost["files compared"] > 30
+    bad = ("files lost", "rows lost", "rows double", "bytes differing")
+    assert not any(account.cost[name] for name in bad), account.cost
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """A study that is killed anywhere and run again ends with the same bytes, and little is done twice.
 
-The short version kills every kind of step once; the slow one every step of two iterations, in all
-ways, and prints the account of it.
+The short version kills every kind of step once, the slow one every step in all ways, and both tell
+the account of it at the end.
 """
 
 import random
