@@ -426,7 +426,7 @@ def _messages(source: str) -> list[Row]:
             "a hub id such as OpenAssistant/oasst1."
         )
     else:
-        rows = _from_hub(source)
+        rows = _numbered(_from_hub(source), source)
     found = [row.model_dump() for row in _valid(rows, Message)]
     if not found:
         raise SrkitError(f"The seed source {source} is empty.")
@@ -459,15 +459,14 @@ def _numbered(rows: list[Row], source: Path | str) -> Iterator[tuple[str, Any]]:
     return ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _from_hub(source: str) -> Iterator[tuple[str, Any]]:
+def _from_hub(source: str) -> list[Row]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source, split="train").to_list()
+        return load_dataset(source, split="train").to_list()
     except Exception as error:  # network, hub and schema errors alike
         raise SrkitError(
             f"The dataset {source} could not be read from the hub ({type(error).__name__}: "
             f"{str(error)[:200]}). Check the network and the name, give a local file of message "
             "rows as seed.source, or use seed.source=kit."
         ) from None
-    return _numbered(rows, source)
