@@ -6,7 +6,8 @@ Assistant: English, first turn, reviewed, not deleted; IFT is the reply of rank 
 from prompts with two or more ranked replies.
 
 Surprising decisions: the split is by prompt text, so that two trees with one prompt cannot stand
-on both sides of it; which prompt goes where depends on the prompt and the random seed alone.
+on both sides of it; which prompt goes where depends on the prompt and the random seed alone. A row
+that is broken stops the reading; one that is merely long or in another language is counted.
 
     python -c "from srkit import seed, config; print(seed.load(config.resolve('tiny')).counts)"
 """
