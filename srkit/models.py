@@ -657,6 +657,11 @@ def save_adapter(policy: Policy, folder: Path) -> dict[str, Any]:
     Raises: SrkitError if the adapter changes nothing: then it was not trained, or not active.
     """
     made = fingerprint(policy)
+    if not math.isfinite(made["effect"]):
+        raise SrkitError(
+            f"With the adapter of {policy.name!r} the model's logits are not finite: the training "
+            "diverged. Lower the learning rate, or set model.dtype=bfloat16 or float32."
+        )
     if not made["effect"] > 0:
         raise SrkitError(
             f"The adapter of {policy.name!r} does not change the model's logits at all: it was "

@@ -10,6 +10,7 @@ twice in YAML, of which the last would silently win, is an error.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def parse_json(text: str, where: str, strict: bool = True) -> Any:
     Raises: SrkitError that begins with `where`, also on what would exhaust the reader.
     """
     try:
-        return json.loads(text, parse_constant=_no_number if strict else float)
+        if not strict:
+            return json.loads(text)
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
@@ -107,5 +110,10 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _finite(digits: str) -> float:
+    """A number as large as 1e999 would silently be infinite."""
+    return float(digits) if math.isfinite(float(digits)) else _no_number(digits)
+
+
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{shown(name)[1:-1]} is no number in JSON, or too large a one")

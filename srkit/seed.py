@@ -6,7 +6,8 @@ Assistant: English, first turn, reviewed, not deleted; IFT is the reply of rank 
 from prompts with two or more ranked replies.
 
 Surprising decisions: the split is by prompt text, so that two trees with one prompt cannot stand
-on both sides of it; which prompt goes where depends on the prompt and the random seed alone.
+on both sides of it; which prompt goes where depends on the prompt and the random seed alone. A row
+that is broken stops the reading; one that is merely long or in another language is counted.
 
     python -c "from srkit import seed, config; print(seed.load(config.resolve('tiny')).counts)"
 """
@@ -432,7 +433,7 @@ def _messages(source: str) -> list[Row]:
             "a hub id such as OpenAssistant/oasst1."
         )
     else:
-        rows = _from_hub(source)
+        rows = _numbered(_from_hub(source), source)
     found = [row.model_dump() for row in _valid(rows, Message)]
     if not found:
         raise SrkitError(f"The seed source {source} is empty.")
@@ -465,15 +466,14 @@ def _numbered(rows: list[Row], source: Path | str) -> Iterator[tuple[str, Any]]:
     return ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _from_hub(source: str) -> Iterator[tuple[str, Any]]:
+def _from_hub(source: str) -> list[Row]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source, split="train").to_list()
+        return load_dataset(source, split="train").to_list()
     except Exception as error:  # network, hub and schema errors alike
         raise SrkitError(
             f"The dataset {source} could not be read from the hub ({type(error).__name__}: "
             f"{str(error)[:200]}). Check the network and the name, give a local file of message "
             "rows as seed.source, or use seed.source=kit."
         ) from None
-    return _numbered(rows, source)

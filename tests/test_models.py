@@ -20,6 +20,7 @@ from srkit.models import (
     Policy,
     attach_adapter,
     check_fingerprint,
+    context_of,
     encode_completion,
     encode_prompt,
     end_of_turn_id,
@@ -93,6 +94,10 @@ def test_tiny_is_quick_equal_for_equal_seeds_and_leaves_random_state_alone(token
     assert tiny_tokenizer().get_vocab() == tokenizer.get_vocab()
     assert (a.config.num_hidden_layers, a.config.hidden_size) == (2, 64)
     assert a.config.max_position_embeddings == 4096
+
+
+def test_the_context_is_the_model_s_own(tokenizer):
+    assert context_of(tiny_model(tokenizer, context=128)) == 128
 
 
 def test_tiny_tokens_are_distinct(tokenizer):
@@ -473,6 +478,9 @@ def test_another_adapter_setting_is_refused(copy):
 def test_an_adapter_without_effect_is_refused(folder, tmp_path):
     with pytest.raises(SrkitError, match="was not trained"):
         save_adapter(_with_lora(scale=0.0), tmp_path)
+    with pytest.raises(SrkitError, match="training diverged"):
+        save_adapter(_with_lora(scale=float("nan")), tmp_path)
+    assert list(tmp_path.iterdir()) == []
     recorded = json.loads((folder / "fingerprint.json").read_text())
     with pytest.raises(SrkitError, match="no effect"):
         check_fingerprint(recorded, {**recorded, "effect": 0.0}, folder)

@@ -143,8 +143,11 @@ def test_sizes_limit_and_the_order_depends_on_the_seed_alone(kit):
 def test_long_rows_are_left_out_and_counted(kit):
     short = load(config(words=30))
     assert max(len(row["response"].split()) for row in short.ift + short.eft) <= 30
-    left = {row["id"] for row in short.ift} | {r["prompt_id"] for r in short.eft + short.eft_eval}
-    everything = {row["id"] for row in kit.ift} | {r["prompt_id"] for r in kit.eft + kit.eft_eval}
+    left, everything = (
+        {row["id"] for row in d.ift + d.test_prompts}
+        | {row["prompt_id"] for row in d.eft + d.eft_eval}
+        for d in (short, kit)
+    )
     assert short.counts == {"longer than seed.max_words": len(everything) - len(left)}
     assert short.counts["longer than seed.max_words"] > 0
     with pytest.raises(SrkitError, match=r"no rows for seed/ift.*seed.max_words \(now 1\)"):
@@ -197,12 +200,12 @@ def change(file: Path, line: int, edit) -> None:
     ("file", "edit", "message"),
     [
         ("ift", lambda r: r.pop("response") and None, "response: Field required"),
-        ("ift", lambda r: r.update(response=""), "response: String should have at least 1"),
+        ("ift", lambda r: r.update(response=""), "response: there is no text in it"),
         ("ift", lambda r: r.update(response=None), "response: Input should be a valid string"),
         ("ift", lambda r: r.update(output="x"), "output: Extra inputs are not permitted"),
         ("ift", lambda r: r.update(id=7), "id: Input should be a valid string"),
-        ("ift", lambda r: "{'id': 1}", "the line: Invalid JSON"),
-        ("ift", lambda r: "[]", "the line: "),
+        ("ift", lambda r: "{'id': 1}", "not JSON"),
+        ("ift", lambda r: "[]", "not a JSON object"),
         ("eft", lambda r: r.update(split="test"), "split: Input should be 'train' or 'eval'"),
         (
             "eft",
@@ -221,7 +224,7 @@ def change(file: Path, line: int, edit) -> None:
             "responses.0.text: Field required",
         ),
         ("eft", lambda r: r.update(responses=r["responses"][:1]), "responses: .*at least 2 items"),
-        ("test_prompts", lambda r: r.update(constraints=None), "constraints: .*valid array"),
+        ("test_prompts", lambda r: r.update(constraints=None), "constraints: .*valid list"),
     ],
 )
 def test_a_broken_row_is_named_by_file_line_and_field(folder, file, edit, message):
@@ -232,13 +235,17 @@ def test_a_broken_row_is_named_by_file_line_and_field(folder, file, edit, messag
 
 def test_repeated_ids_are_named(folder):
     change(folder / "ift.jsonl", 7, lambda row: row.update(id="ift-003"))
-    with pytest.raises(SrkitError, match=r"ift.jsonl: the id 'ift-003' occurs more than once"):
+    with pytest.raises(
+        SrkitError, match=r"ift.jsonl, line 7: the id 'ift-003' occurs more than once .*line 3"
+    ):
         load(config(folder))
 
 
 def test_repeated_ids_of_responses_are_named(folder):
     change(folder / "eft.jsonl", 7, lambda row: row["responses"][1].update(id="eft-001-a"))
-    with pytest.raises(SrkitError, match=r"eft.jsonl: the id 'eft-001-a' occurs more than once"):
+    with pytest.raises(
+        SrkitError, match=r"eft.jsonl, line 7: the id 'eft-001-a' occurs more than once .*line 1"
+    ):
         load(config(folder))
 
 
@@ -261,7 +268,7 @@ def test_held_out_prompts_that_are_trained_on_are_refused(folder, file):
 
 def test_a_file_in_another_encoding_is_an_error_of_the_kit(folder):
     (folder / "ift.jsonl").write_bytes("für".encode("latin-1"))
-    with pytest.raises(SrkitError, match=r"ift.jsonl cannot be read as text"):
+    with pytest.raises(SrkitError, match=r"ift.jsonl, line 1: not UTF-8"):
         load(config(folder))
 
 
@@ -391,14 +398,14 @@ def test_which_side_a_prompt_is_on_does_not_depend_on_the_order_of_rows(tmp_path
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"message_id": "x"}', "the field 'parent_id' is missing"),
-        ("[1]", "the field 'message_id' is missing"),
+        ('{"message_id": "x"}', "parent_id: Field required"),
+        ("[1]", "not a JSON object"),
         ("{", "not JSON"),
-        (json.dumps(message("x", " ")), "the field 'text' is ' '"),
-        (json.dumps(message("x", None)), "the field 'text' is None"),
-        (json.dumps(message("x", "y", rank="0")), "the field 'rank' is '0'"),
-        (json.dumps(message("x", "y", rank=-1)), "the field 'rank' is -1"),
-        (json.dumps(message("x", "y", rank=0.5)), "the field 'rank' is 0.5"),
+        (json.dumps(message("x", " ")), "text: there is no text in it"),
+        (json.dumps(message("x", None)), "text: Input should be a valid string"),
+        (json.dumps(message("x", "y", rank="0")), "rank: '0' must be 0, 1, 2"),
+        (json.dumps(message("x", "y", rank=-1)), "rank: -1 must be 0"),
+        (json.dumps(message("x", "y", rank=0.5)), "rank: 0.5 must be 0"),
     ],
 )
 def test_a_broken_message_row_is_named(tmp_path, line, message):
