@@ -14,14 +14,15 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srkit import figures, health, metrics
+from srkit import breakdowns, figures, health, metrics, signals
 from srkit.config import Config
-from srkit.plan import SEED_MODELS
+from srkit.plan import SEED_MODELS, model_after
 from srkit.study import Row, Study
 
 Drawing = tuple[Figure, pd.DataFrame]
@@ -38,6 +39,24 @@ CAPTIONS = {
     "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
     "length_distributions": "Distribution of answer lengths, with medians.",
     "chosen_rejected": "Length of the chosen and the rejected responses of each iteration.",
+    "answer_form": "Form of the answers: sentences, list items, headings, and the share of 4-grams "
+    "of words that an answer repeats.",
+    "score_and_length": "How far each judge's score follows length and the seed's grade of quality "
+    "on the held-out rankings, each also with the other held equal.",
+    "equal_length": "What is left at equal length: win rates, accuracy and score gaps among texts "
+    "whose lengths differ by at most so much.",
+    "data_map": "What the models are trained on (paper Fig. 6): IFT, EFT and the self-made data.",
+    "prompt_novelty": "How near prompts come to the nearest one of the seed, of earlier iterations "
+    "and of the test prompts; IFT and EFT against themselves say what is usual.",
+    "prompt_topics": "What prompts are about, by k-means over all of them, and how far the "
+    "self-made ones have drifted, beside what chance gives.",
+    "breakdown_task": "Answers by task, beside the paper's Fig. 4. Pale groups are too small to "
+    "say anything.",
+    "breakdown_complexity": "Answers by complexity of the prompt, beside the paper's Fig. 11 (a).",
+    "breakdown_expected_length": "Answers by the length that the prompt asks for, beside the "
+    "paper's Fig. 11 (b).",
+    "breakdown_judging": "Judging of the held-out rankings by task.",
+    "loop_signals": "The signals of the loop, iteration by iteration. KL to M1 is not measured.",
     "training_sft": "Loss of supervised fine-tuning.",
     "training_dpo": "DPO on the pairs of each iteration: about the training pairs only.",
 }
@@ -56,6 +75,12 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
         "length_trend": (figures.length_trend, "length_drift", "by_model"),
         "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
         "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
+        "answer_form": (figures.answer_form, "length_drift", "by_model"),
+        "score_and_length": (figures.score_and_length, "length_drift", "score_and_length"),
+        "equal_length": (figures.equal_length, "length_drift", "equal_length"),
+        "data_map": (figures.data_map, "data_distribution", "map"),
+        "prompt_novelty": (figures.prompt_novelty, "data_distribution", "novelty"),
+        "breakdown_judging": (figures.judging_breakdown, "breakdowns", "judging"),
     }
 
     def draw(function: Callable, frame: Callable[[], pd.DataFrame]) -> Callable[[], Drawing]:
@@ -73,6 +98,17 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
 
     made = {n: draw(f, lambda a=a, t=t: table(a, t)) for n, (f, a, t) in simple.items()}
     made["win_rates"] = matches
+
+    def topics() -> Drawing:
+        counts, drift = (table("data_distribution", name) for name in ("topics", "topic_drift"))
+        return figures.prompt_topics(counts, drift), counts
+
+    made["prompt_topics"] = topics
+    for label in breakdowns.LABELS:
+        grouped = partial(figures.breakdown, label=label)
+        made[f"breakdown_{label}"] = draw(grouped, lambda: table("breakdowns", "answers"))
+    if all(study.has(f"{folder}/pairs") for folder in metrics.iterations(study)):
+        made["loop_signals"] = draw(figures.loop_signals, lambda: loop_signals(study))
     trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
     by_method = {"sft": SEED_MODELS, "dpo": tuple(m for m in trained if m not in SEED_MODELS)}
     for method, names in by_method.items():
@@ -90,6 +126,26 @@ def funnel_counts(study: Study, folder: str) -> pd.DataFrame:
     """What each step of an iteration kept and dropped, for `figures.iteration_funnel`."""
     tables = ("prompts", "candidates", "judgements", "pairs")
     return figures.funnel_counts(*(study.frame(f"{folder}/{name}") for name in tables))
+
+
+def loop_signals(study: Study) -> pd.DataFrame:
+    """The signals of all iterations, for `figures.loop_signals`, from tables and manifest."""
+    records, iterations, costs = study.records(), {}, []
+    for folder in metrics.iterations(study):
+        arm, _, t = folder.rpartition("/iter-")
+        model = model_after(study.config.for_arm(arm), arm, int(t))
+        tables = {name: study.frame(f"{folder}/{name}") for name in ("judgements", "pairs")}
+        log = study.training_log(model) if study.has(f"{model}/adapter") else pd.DataFrame()
+        iterations[folder] = {**tables, "training": log}
+        steps = {name: [f"{folder}/{name}"] for name in ("prompts", "candidates", "judgements")}
+        steps["training"] = [f"{model}/adapter"]
+        steps["measures"] = [f"{model}/{n}" for n in ("judgements", "responses", "comparisons")]
+        for part, names in steps.items():
+            found = [records[name] for name in names if name in records]
+            spent = {c: sum(r.get(c) or 0 for r in found) for c in ("seconds", "tokens")}
+            costs.append({"name": folder, "part": part, **spent})
+    config = study.config
+    return signals.loop_signals(iterations, costs, config.eval.resamples, config.random_seed)
 
 
 def draw_figure(study: Study, name: str) -> Figure:

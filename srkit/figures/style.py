@@ -32,6 +32,7 @@ from srkit.reward_accuracy import LENGTH_ALONE
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # the second cue beside the colour
 WIN, TIE, LOSS = "#009E73", "#A6D8F0", "#D55E00"
 
 STYLE = {
@@ -165,12 +166,13 @@ def dots(
     colour: str,
     label: str | None = None,
     horizontal: bool = False,
+    marker: str = "o",
 ) -> None:
     """Values with their intervals; an undefined one leaves its place free."""
     value = rows["value"].to_numpy(float)
     reach = np.array([value - rows["low"].to_numpy(float), rows["high"].to_numpy(float) - value])
     reach = np.where(np.isfinite(reach), np.maximum(reach, 0), 0)
-    style = {"fmt": "o", "color": colour, "ecolor": colour, "elinewidth": 1, "label": label}
+    style = {"fmt": marker, "color": colour, "ecolor": colour, "elinewidth": 1, "label": label}
     if horizontal:
         axes.errorbar(value, place, xerr=reach, **style)
     else:
