@@ -7,12 +7,12 @@ iterations and against the test prompts; what they are about by k-means over all
 Surprising decisions: the vectors know words, not meaning, so two ways to say one thing lie apart;
 the paper's (from which model is not known) may know more. A t-SNE map shows what lies near what;
 distances between groups and their sizes mean nothing. In the map EFT stands as it is trained on,
-rubric included, as in the paper, and the rubric alone makes it a group of its own; everywhere else
-its plain prompts are meant. t-SNE is sensitive to the last bit: the same tables give the same bytes
-on one machine (one thread, a fixed seed), not on every one. The generator's filter drops prompts
-whose ROUGE-L with IFT or earlier prompts exceeds 0.7, so no near-duplicates of those are found;
-what the filter does not see are EFT and the test prompts. scikit-learn is imported where it is
-used: it takes a second or two, and a figure needs only the names of the columns.
+as judge prompts and judgements, as in the paper, so that the responses to one prompt make a clump;
+everywhere else its plain prompts are meant. t-SNE is sensitive to the last bit: the same tables
+give the same bytes on one machine (one thread, a fixed seed), not on every one. The generator's
+filter drops prompts whose ROUGE-L with IFT or earlier prompts exceeds 0.7, so no near-duplicates of
+those are found; what it does not see are EFT and the test prompts. scikit-learn is imported where
+it is used: it takes a second or two, and a figure needs only the names of the columns.
 
     python -c "from srkit.distribution import nearest; print(nearest(['A cat'], ['a cat']))"
 """

@@ -57,6 +57,7 @@ CAPTIONS = {
     "paper's Fig. 11 (b).",
     "breakdown_judging": "Judging of the held-out rankings by task.",
     "loop_signals": "The signals of the loop, iteration by iteration. KL to M1 is not measured.",
+    "funnel": "What each filter of the iteration kept and dropped, and why.",
     "training_sft": "Loss of supervised fine-tuning.",
     "training_dpo": "DPO on the pairs of each iteration: about the training pairs only.",
 }
@@ -107,8 +108,10 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     for label in breakdowns.LABELS:
         grouped = partial(figures.breakdown, label=label)
         made[f"breakdown_{label}"] = draw(grouped, lambda: table("breakdowns", "answers"))
-    if all(study.has(f"{folder}/pairs") for folder in metrics.iterations(study)):
-        made["loop_signals"] = draw(figures.loop_signals, lambda: loop_signals(study))
+    for arm in study.arms:
+        if all(study.has(f"{arm}/iter-{t + 1}/pairs") for t in range(study.config.iterations)):
+            board = draw(figures.loop_signals, lambda arm=arm: loop_signals(study, arm))
+            made[f"loop_signals_{arm}"] = board
     trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
     by_method = {"sft": SEED_MODELS, "dpo": tuple(m for m in trained if m not in SEED_MODELS)}
     for method, names in by_method.items():
@@ -128,12 +131,11 @@ def funnel_counts(study: Study, folder: str) -> pd.DataFrame:
     return figures.funnel_counts(*(study.frame(f"{folder}/{name}") for name in tables))
 
 
-def loop_signals(study: Study) -> pd.DataFrame:
-    """The signals of all iterations, for `figures.loop_signals`, from tables and manifest."""
+def loop_signals(study: Study, arm: str) -> pd.DataFrame:
+    """The signals of an arm's iterations, for `figures.loop_signals`, from tables and manifest."""
     records, iterations, costs = study.records(), {}, []
-    for folder in metrics.iterations(study):
-        arm, _, t = folder.rpartition("/iter-")
-        model = model_after(study.config.for_arm(arm), arm, int(t))
+    for t in range(1, study.config.iterations + 1):
+        folder, model = f"{arm}/iter-{t}", model_after(study.config.for_arm(arm), arm, t)
         tables = {name: study.frame(f"{folder}/{name}") for name in ("judgements", "pairs")}
         log = study.training_log(model) if study.has(f"{model}/adapter") else pd.DataFrame()
         iterations[folder] = {**tables, "training": log}
@@ -169,15 +171,20 @@ def draw_figures(study: Study) -> list[Path]:
 def findings(study: Study) -> list[str]:
     """What the study shows and does not show, one plain sentence per question, with intervals."""
     accuracy = metrics.load(study, "reward_accuracy")
-    lengths = metrics.load(study, "length_drift")["by_model"]
+    lengths = metrics.load(study, "length_drift")
     wins = metrics.load(study, "win_rates")
+    texts = metrics.load(study, "data_distribution")
     return [
         *_judging(accuracy["accuracy"]),
         *_changes(accuracy["differences"]),
         *_matches(wins["head_to_head"]),
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
-        *_lengths(lengths),
+        *_lengths(lengths["by_model"]),
+        *_score_and_length(lengths["score_and_length"]),
+        *_equal_length(lengths["equal_length"]),
+        *_leaks(texts["novelty"]),
+        *_topic_drift(texts["topic_drift"]),
     ]
 
 
@@ -248,6 +255,46 @@ def _lengths(table: pd.DataFrame) -> list[str]:
         f"{row['model']} {row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]" for row in rows
     )
     return [f"Mean answer length in characters: {each}."] if rows else []
+
+
+def _score_and_length(table: pd.DataFrame) -> list[str]:
+    rows = table[table["quantity"] == "score and length, quality equal"].dropna(subset="value")
+    return [
+        f"At equal quality, scores of {row['name']} and length correlate by {row['value']:+.2f} "
+        f"[{row['low']:+.2f}, {row['high']:+.2f}], {row['n']} prompts: "
+        f"{_against(row, 0, 'it likes length', 'it likes brevity', 'no relation shown')}."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _equal_length(table: pd.DataFrame) -> list[str]:
+    rows = table[(table["quantity"] == "win rate") & (table["against"] == "baseline")]
+    rows = rows[rows["within"] == 0.25].dropna(subset="value")
+    return [
+        f"Where answers of {row['name']} and the baseline differ by at most 25 % in length: win "
+        f"rate {_rate(row)}: "
+        f"{_against(row, 0.5, 'preferred', 'not preferred', 'no difference shown')}."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _leaks(table: pd.DataFrame) -> list[str]:
+    asked = (table["quantity"] == "near-duplicates") & (table["against"] == "the test prompts")
+    rows = table[asked].dropna(subset="value")
+    each = ", ".join(f"{row['name']} {_rate(row)}" for row in rows.to_dict("records"))
+    return [f"Self-made prompts that nearly repeat a test prompt: {each}."] if each else []
+
+
+def _topic_drift(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.dropna(subset="distance").to_dict("records"):
+        verdict = "they differ" if row["distance"] > row["by_chance_high"] else "no drift shown"
+        told.append(
+            f"Topics of the prompts of {row['name']} ({row['n']}) against those of "
+            f"{row['against']} ({row['references']}): distance {row['distance']:.2f}, by chance up "
+            f"to {row['by_chance_high']:.2f}: {verdict}."
+        )
+    return told
 
 
 def _rate(row: Row) -> str:
@@ -356,8 +403,9 @@ def _already_tuned(name: str) -> str:
 def _figure(study: Study, name: str) -> str:
     draw_figure(study, name)
     data = (study.path / "figures" / f"{name}.png").read_bytes()
-    caption = CAPTIONS.get(name, "What each filter of the iteration kept and dropped, and why.")
-    label = name.removeprefix("funnel_").replace("_", " ") if name.startswith("funnel") else ""
+    kind = next((kind for kind in ("funnel", "loop_signals") if name.startswith(kind)), "")
+    caption = CAPTIONS[kind or name]
+    label = name.removeprefix(f"{kind}_").replace("_", " ") if kind else ""
     text = _text(f"{label}: {caption}" if label else caption)
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     note = f'<span class="note">Numbers: figures/{_text(name)}.csv</span>'
@@ -446,6 +494,10 @@ def deviations(study: Study) -> list[str]:
         "A score is the mean of 0 to 5 under the probabilities of the score token, without a "
         "rationale (the paper: the mean of 3 sampled judgements with rationales); such scores "
         "hardly ever tie.": config.judge.method == "expected",
+        "The map of the data is made of TF-IDF vectors, without a model; the paper's embedding "
+        "model is not known.": True,
+        "Tasks, complexity and expected length of the test prompts were set by hand (the paper: "
+        "GPT-4).": config.seed.source == "kit",
         "Answers to the test prompts are greedy, one per prompt.": config.eval.temperature == 0,
     }
     return [text for text, applies in found.items() if applies]

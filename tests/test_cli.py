@@ -67,7 +67,8 @@ def test_help_and_package_import_nothing_heavy():
 LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pairs", "evaluate",
          "notebook", "stats", "reward_accuracy", "health", "headtohead", "length", "constraints",
          "metrics", "figures", "report", "engine", "endpoint", "memory", "speed", "workload",
-         "forecast", "distributed", "series")  # fmt: skip
+         "forecast", "distributed", "series", "equal_length", "distribution", "breakdowns",
+         "signals")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():

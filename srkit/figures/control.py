@@ -17,13 +17,14 @@ from srkit import equal_length as control
 from srkit.figures.style import (
     COLOURS,
     MARKERS,
+    MOST,
     PAGE,
     PAPER_GREY,
     Plate,
     caption,
-    cycle,
     dots,
     drawing,
+    left_out,
     name_axis,
     short_labels,
     span,
@@ -51,7 +52,7 @@ def score_and_length(table: pd.DataFrame) -> Figure | None:
     for axes, other in zip(figure.subplots(1, 3), ("length", "quality", ""), strict=True):
         given = {"length": "quality", "quality": "length"}.get(other)
         parts = {
-            f"raw ({other})": f"score and {other}",
+            "as they are": f"score and {other}",
             f"at equal {given}": f"score and {other}, {given} equal",
         }
         if not other:
@@ -75,15 +76,22 @@ def equal_length(table: pd.DataFrame) -> Figure | None:
     table = table.dropna(subset="value")
     if table.empty:
         return None
+    # the paper's first comparison is with the baseline too; the table has all of them
+    table = table[table["against"].isin(["baseline", "the seed", "rejected"])]
     kinds = [kind for kind in PANELS if kind in set(table["quantity"])]
+    judges = table[table["quantity"] == "pairwise accuracy"]
+    order = dict.fromkeys([*judges["name"], *table["name"]])  # the baseline first, as everywhere
+    looks = {name: (COLOURS[i % 7], MARKERS[i % 7]) for i, name in enumerate(order)}
     figure = Plate(figsize=(PAGE, 2.5 * -(-len(kinds) // 2) + 0.3))
     panels = figure.subplots(-(-len(kinds) // 2), 2, squeeze=False).flat
     for axes, kind in zip(panels, kinds, strict=False):
-        _matched_panel(axes, table[table["quantity"] == kind])
+        _matched_panel(axes, table[table["quantity"] == kind], looks)
         axes.set_title(PANELS[kind])
     for axes in list(panels)[len(kinds) :]:
         axes.axis("off")
-    caption(figure, "Numbers: n, prompts left. Bars: 95 % interval by prompt; none without two.")
+    words = "Numbers: n, prompts left. Bars: 95 % interval by prompt; none without two."
+    most = table.groupby("quantity")[["name"]].nunique().max().item()
+    caption(figure, f"{words} {left_out(most)}".strip())
     return figure
 
 
@@ -100,19 +108,19 @@ def _side_by_side(axes: Axes, table: pd.DataFrame, names: list[str], parts: dict
     axes.legend(loc="upper left", ncols=1, borderpad=0.1, labelspacing=0.2)
 
 
-def _matched_panel(axes: Axes, rows: pd.DataFrame) -> None:
-    """A line per comparison over the limits, the strictest first."""
+def _matched_panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
+    """Points of each comparison over the limits, the strictest first."""
     labels = short_labels([*rows["name"], *rows["against"]])
-    lines = list(rows.groupby(["name", "against"], sort=False))
+    lines = list(rows.groupby(["name", "against"], sort=False))[:MOST]
     shifts = np.linspace(-0.3, 0.3, len(lines)) if len(lines) > 1 else [0.0]
-    looks = zip(lines, shifts, cycle(len(lines)), strict=True)
-    for i, (((name, against), part), shift, colour) in enumerate(looks):
+    for ((name, against), part), shift in zip(lines, shifts, strict=True):
+        colour, marker = looks[name]
         place = part["within"].map(control.WITHIN.index).to_numpy() + shift
         versus = against not in ("the seed", "rejected")
         label = f"{labels[name]} vs {labels[against]}" if versus else labels[name]
-        dots(axes, place, part, colour, label, marker=MARKERS[i % len(MARKERS)])
+        dots(axes, place, part, colour, label, marker=marker)
         for x, n in zip(place, part["n"], strict=True):
-            where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 5}
+            where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 6}
             axes.annotate(f"{n:.0f}", (x, 0.02), color=colour, **where)
     shares = rows["quantity"].iloc[0] != "score gap"
     axes.axhline(0.5 if shares else 0, color=PAPER_GREY, ls="--", lw=0.8)

@@ -19,12 +19,14 @@ from srkit.figures.style import (
     COLOURS,
     FAINT,
     MARKERS,
+    MOST,
     PAGE,
     PAPER_GREY,
     Plate,
     caption,
     dots,
     drawing,
+    left_out,
     short_labels,
     span,
 )
@@ -36,7 +38,7 @@ TITLES = {
     "pairwise accuracy": "Pairwise accuracy",
     "score": "Mean score given",
 }
-LABELS = {"task": "tasks", "complexity": "complexity", "expected_length": "expected length"}
+LABELS = {"task": "category", "complexity": "complexity", "expected_length": "expected length"}
 
 
 @drawing(breakdowns.TABLE, "no test prompt carries a label to break down by")
@@ -50,7 +52,8 @@ def breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None:
     if not kinds:
         return None
     groups = list(dict.fromkeys(rows["group"]))
-    models = list(dict.fromkeys(table["model"]))
+    everyone = list(dict.fromkeys(table.loc[table["quantity"] == "characters", "model"]))
+    models = everyone[:MOST]
     paper = breakdowns.PAPER[breakdowns.PAPER["label"] == label]
     tall = max(len(groups) * (0.1 * len(models) + 0.12), 0.2 * paper["group"].nunique())
     figure = Plate(figsize=(PAGE, max(2.2, tall + 1.3)))
@@ -63,7 +66,7 @@ def breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None:
     few = f"Pale: fewer than {breakdowns.SMALL} prompts. Bars: 95 % interval by prompt."
     words = "The paper: 70B, AlpacaEval, against GPT-4 Turbo, read off a chart, no intervals."
     _group_legend(figure, models)
-    caption(figure, f"{few} n: prompts a point rests on. {words}")
+    caption(figure, f"{few} n: prompts a point rests on. {words} {left_out(len(everyone))}".strip())
     return figure
 
 
@@ -76,7 +79,8 @@ def judging_breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None
     rows = table[table["label"] == label]
     if rows["value"].isna().all():
         return None
-    groups, models = (list(dict.fromkeys(rows[c])) for c in ("group", "model"))
+    groups, everyone = (list(dict.fromkeys(rows[c])) for c in ("group", "model"))
+    models = everyone[:MOST]
     figure = Plate(figsize=(PAGE, max(2.2, len(groups) * (0.1 * len(models) + 0.12) + 1.1)))
     panels = figure.subplots(1, 2)
     for axes, kind in zip(panels, ("pairwise accuracy", "score"), strict=True):
@@ -85,7 +89,8 @@ def judging_breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None
     _group_axis(panels, rows, groups)
     _group_legend(figure, models)
     few = f"Pale: fewer than {breakdowns.SMALL} prompts."
-    caption(figure, f"{few} Bars: 95 % interval by prompt; ties are left out of the accuracy.")
+    words = "Bars: 95 % interval by prompt; ties are left out of the accuracy."
+    caption(figure, f"{few} {words} {left_out(len(everyone))}".strip())
     return figure
 
 
@@ -115,6 +120,7 @@ def _group_axis(panels: list[Axes], rows: pd.DataFrame, groups: list[str]) -> No
     names = [f"{group}, n = {span(*counts.loc[group])}" for group in groups]
     for axes in panels:
         axes.set_yticks(range(len(groups)), names if axes is panels[0] else [])
+        axes.tick_params(axis="y", length=0)
 
 
 def _group_legend(figure: Figure, models: list[str]) -> None:
@@ -135,7 +141,7 @@ def _paper_panel(axes: Axes, paper: pd.DataFrame, label: str) -> None:
         look = {"color": str(0.75 - 0.2 * i), "mfc": "white" if i < 3 else PAPER_GREY, "ms": 3.5}
         axes.plot(part["value"], place, MARKERS[i], label=model, **look)
     axes.set_yticks(range(len(groups)), groups)
-    axes.set(ylim=(len(groups) - 0.5, -0.5), title=f"The paper's\n{LABELS[label]}")
+    axes.set(ylim=(len(groups) - 0.5, -0.5), title=f"The paper: win rate\nby {LABELS[label]}")
     axes.set_xlim(0, 0.4)
     axes.set_xticks([0, 0.2, 0.4])
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))

@@ -34,7 +34,7 @@ TITLES = {
     "pair yield": "Prompts that gave a pair",
     "score": "Mean score of candidates",
     "score histogram": "Scores of candidates",
-    "gap": "Chosen less rejected, points",
+    "gap": "Score gap of the pairs",
     "log-probability": "Log-probability, nats",
     "judge health": "Judge health",
     "seconds": "Minutes",

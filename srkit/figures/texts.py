@@ -54,7 +54,7 @@ def data_map(table: pd.DataFrame) -> Figure | None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, markerscale=1.5)
     figure.axes[0].set_ylabel("dimension 2")
     words = "TF-IDF, SVD, t-SNE: what lies near what; distances between groups mean nothing."
-    caption(figure, f"{words} EFT as trained on: its instructions carry the rubric.")
+    caption(figure, f"{words} EFT as trained on: judge prompts and judgements.")
     return figure
 
 
@@ -79,10 +79,11 @@ def prompt_novelty(table: pd.DataFrame) -> Figure | None:
             place = -part.index.to_numpy(float)
             dots(axes, place, part, colour, horizontal=True, marker=marker)
         axes.set_title(f"{kind[0].upper()}{kind[1:]}")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=-0.03 * axes.get_xlim()[1])
         axes.grid(False, axis="y")
-    names = [f"{labels[r.name]}, n = {r.n:,}, to {r.against}" for r in _questions(rows)]
+        axes.tick_params(axis="y", length=0)
+    panels[-1].xaxis.set_major_formatter(PercentFormatter(1, 0))
+    names = [f"{labels[r.name]}, n = {r.n:,}, to {r.against}" for r in rows.itertuples()]
     panels[0].set_yticks(-np.arange(len(rows)), names)
     panels[0].set_ylim(-len(rows) + 0.5, 0.5)
     limit = f"Near-duplicates: ROUGE-L above {distribution.NEAR}."
@@ -120,16 +121,12 @@ def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Fig
     return figure
 
 
-def _questions(rows: pd.DataFrame) -> list:
-    return list(rows.itertuples())
-
-
 def _drift_panel(axes: Axes, drift: pd.DataFrame, labels: dict[str, str]) -> None:
     place = -np.arange(len(drift))
     axes.plot(drift["distance"], place, "o", color=COLOURS[0], label="distance of the topics")
     chance = {"color": PAPER_GREY, "alpha": 0.5, "height": 0.3, "label": "by chance, up to 95 %"}
     axes.barh(place, drift["by_chance_high"], **chance)
-    names = [f"{labels[row.name]} to {labels[row.against]}" for row in _questions(drift)]
+    names = [f"{labels[row.name]} to {labels[row.against]}" for row in drift.itertuples()]
     axes.set_yticks(place, names)
     axes.set(xlim=(0, 1), ylim=(-len(drift) + 0.4, 0.6), title="Drift (Jensen-Shannon distance)")
     axes.grid(False, axis="y")
