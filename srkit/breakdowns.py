@@ -23,13 +23,12 @@ import numpy as np
 import pandas as pd
 
 from srkit import constraints, headtohead, length, reward_accuracy, stats
+from srkit.equal_length import preferences
 
 LABELS = ("task", "complexity", "expected_length")
 EXPECTED = ("1 sentence", "1-3 sentences", "1 paragraph", "2 paragraphs")
 ALL, SMALL = "all", 10
 TABLE = ("label", "group", "model", "quantity", "value", "low", "high", "n", "prompts", "small")
-ANSWERS = ("win rate", "constraints met", "characters")
-JUDGING = ("pairwise accuracy", "score")
 
 
 def _paper() -> pd.DataFrame:
@@ -100,18 +99,18 @@ def answers_by_group(
 ) -> pd.DataFrame:
     """Answers to the test prompts by group: a row per label, group, model and quantity.
 
-    Quantities: win rate against `reference` (ties half), constraints met (share of the prompts with
-    constraints whose answer meets all), characters (mean). Columns: label, group ("all" first),
-    model, quantity, value, low, high (95 %, by prompt), n (prompts), prompts (of the group), small
-    (n below `SMALL`).
+    Quantities: win rate against `reference` (ties half), leaning (share where the order-averaged
+    log-odds are for the model), constraints met (share of the prompts with constraints whose answer
+    meets all), characters (mean). Columns: label, group ("all" first), model, quantity, value, low,
+    high (95 %, by prompt), n (prompts), prompts (of the group), small (n below `SMALL`).
     """
     rows = headtohead.verdicts(comparisons).dropna(subset="verdict")
     won = rows[rows["right"] == reference].rename(columns={"left": "model"})
-    won = won.assign(hits=won["verdict"].map({"win": 1.0, "tie": 0.5, "loss": 0.0}).astype(float))
+    who = ["model", "prompt_id"]
     met = constraints.outcomes(responses).query("kind == @constraints.EVERY")
     long = length.lengths(responses)
     measured = {
-        "win rate": won[["model", "prompt_id", "hits"]],
+        **{name: won[who].assign(hits=hits) for name, hits in preferences(won).items()},
         "constraints met": met.rename(columns={"passed": "hits"}),
         "characters": long.rename(columns={"characters": "hits"}),
     }

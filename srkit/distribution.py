@@ -7,11 +7,12 @@ iterations and against the test prompts; what they are about by k-means over all
 Surprising decisions: the vectors know words, not meaning, so two ways to say one thing lie apart;
 the paper's (from which model is not known) may know more. A t-SNE map shows what lies near what;
 distances between groups and their sizes mean nothing. In the map EFT stands as it is trained on,
-rubric included, as in the paper, and the rubric alone makes it a group of its own; everywhere else
-its plain prompts are meant. t-SNE is sensitive to the last bit: the same tables give the same bytes
-on one machine (one thread, a fixed seed), not on every one. The generator's filter drops prompts
-whose ROUGE-L with IFT or earlier prompts exceeds 0.7, so no near-duplicates of those are found;
-what the filter does not see are EFT and the test prompts.
+as judge prompts and judgements, as in the paper, so that the responses to one prompt make a clump;
+everywhere else its plain prompts are meant. t-SNE is sensitive to the last bit: the same tables
+give the same bytes on one machine (one thread, a fixed seed), not on every one. The generator's
+filter drops prompts whose ROUGE-L with IFT or earlier prompts exceeds 0.7, so no near-duplicates of
+those are found; what it does not see are EFT and the test prompts. scikit-learn is imported where
+it is used: it takes a second or two, and a figure needs only the names of the columns.
 
     python -c "from srkit.distribution import nearest; print(nearest(['A cat'], ['a cat']))"
 """
@@ -25,11 +26,6 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.spatial.distance import jensenshannon
-from sklearn.cluster import KMeans
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.manifold import TSNE
-from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from srkit import stats
@@ -52,6 +48,8 @@ def tfidf(texts: Texts) -> tuple[csr_matrix, np.ndarray]:
 
     A text without any term is a row of zeros.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
     tokens = vectorizer.build_analyzer()
     if not any(tokens(text) for text in texts):
@@ -61,6 +59,9 @@ def tfidf(texts: Texts) -> tuple[csr_matrix, np.ndarray]:
 
 def embedding(vectors: csr_matrix, seed: int = 0) -> np.ndarray:
     """Vectors of a truncated SVD of unit length, (texts, at most `COMPONENTS`)."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.preprocessing import normalize
+
     components = min(COMPONENTS, *vectors.shape)
     with threadpool_limits(1):  # the sums of several threads differ in the last bit
         return normalize(TruncatedSVD(components, random_state=seed).fit_transform(vectors))
@@ -72,6 +73,8 @@ def text_map(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
     Of each set at most `MAPPED` texts are drawn, the same in every run. Fewer than five texts have
     no map: their places are zero.
     """
+    from sklearn.manifold import TSNE
+
     sampled = {name: _sample(texts, seed) for name, texts in sets.items()}
     drawn = [(name, text) for name, texts in sampled.items() for text in texts]
     table = pd.DataFrame(drawn, columns=["set", "text"])
@@ -142,6 +145,8 @@ def assign_topics(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
 
     Topics are numbered from the largest; `terms` are the three that weigh most in it.
     """
+    from sklearn.cluster import KMeans
+
     rows = [(name, text) for name, texts in sets.items() for text in texts]
     table = pd.DataFrame(rows, columns=["name", "text"])
     if table.empty:

@@ -24,6 +24,7 @@ import pandas as pd
 
 from srkit import headtohead, reward_accuracy, stats
 
+PREFERENCES = ("win rate", "leaning")
 WITHIN = (0.1, 0.25, 0.5, 1.0)  # 1: all pairs
 EXPLAINED = ("name", "quantity", "value", "low", "high", "n", "responses")
 MATCHED = ("name", "against", "quantity", "within", "value", "low", "high", "n", "pairs")
@@ -112,9 +113,9 @@ def win_rates(
 ) -> pd.DataFrame:
     """Win rates of left against right among prompts where both answers are about equally long.
 
-    `responses` maps each compared model to its table. A row per pair of models and limit of
-    `WITHIN`; ties count half. Columns: name (left), against (right), quantity, within, value, low,
-    high (95 %, by prompt), n (prompts), pairs (the same here).
+    `responses` maps each compared model to its table. A row per pair of models, quantity
+    (`preferences`) and limit of `WITHIN`. Columns: name (left), against (right), quantity, within,
+    value, low, high (95 %, by prompt), n (prompts), pairs (the same here).
     """
     table = headtohead.verdicts(comparisons).dropna(subset="verdict")
     characters = _answer_lengths(responses)
@@ -125,14 +126,25 @@ def win_rates(
         for side in ("left", "right")
     ]
     table["apart"] = relative_difference(*lengths)
-    table["hits"] = table["verdict"].map({"win": 1.0, "tie": 0.5, "loss": 0.0}).astype(float)
+    table = table.assign(**preferences(table))
     options = {"resamples": resamples, "seed": seed}
     rows = [
-        {"name": left, "against": right, "quantity": "win rate", **row}
+        {"name": left, "against": right, "quantity": quantity, **row}
         for (left, right), match in table.groupby(["left", "right"], sort=False)
-        for row in _at_limits(match, **options)
+        for quantity in PREFERENCES
+        for row in _at_limits(match.assign(hits=match[quantity]).dropna(subset="hits"), **options)
     ]
     return pd.DataFrame(rows, columns=list(MATCHED)).astype(NUMBERS)
+
+
+def preferences(verdicts: pd.DataFrame) -> dict[str, pd.Series]:
+    """For left, 1, against it, 0, or neither, 0.5, by prompt and by each of `PREFERENCES`.
+
+    Win rate: both orders agree. Leaning: the sign of the order-averaged log-odds, which says
+    something where a small referee follows the place and so ties nearly everything.
+    """
+    won = verdicts["verdict"].map({"win": 1.0, "tie": 0.5, "loss": 0.0}).astype(float)
+    return {"win rate": won, "leaning": 0.5 + np.sign(verdicts["log_odds_left"]) / 2}
 
 
 def pairwise_accuracy(

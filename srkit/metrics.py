@@ -15,10 +15,21 @@ from itertools import pairwise
 
 import pandas as pd
 
-from srkit import constraints, headtohead, health, length, reward_accuracy, strength
+from srkit import (
+    breakdowns,
+    constraints,
+    distribution,
+    equal_length,
+    headtohead,
+    health,
+    length,
+    reward_accuracy,
+    strength,
+)
 from srkit.config import SrkitError
 from srkit.plan import model_names
-from srkit.study import Study
+from srkit.prompts import judge_prompt
+from srkit.study import Row, Study, kept
 
 Tables = dict[str, pd.DataFrame]
 
@@ -68,19 +79,30 @@ def make_reward_accuracy(study: Study) -> Tables:
 def make_length_drift(study: Study) -> Tables:
     """Step `metrics/length_drift`: answers per model, chosen against rejected, score and length.
 
-    Tables: `lengths` (a row per answer), `by_model`, `chosen_rejected`, `score_follows_length`.
+    Tables: `lengths` (a row per answer), `by_model`, `by_iteration` (of the candidates),
+    `chosen_rejected`, `score_follows_length`, `score_and_length` (at equal quality), and
+    `equal_length` (win rate, accuracy and score gap among texts of about one length).
     """
 
     def compute() -> Tables:
         answers, loops = _tables(study, models(study), "responses"), iterations(study)
         pairs = _tables(study, loops, "pairs")
         candidates, judged = (_tables(study, loops, t) for t in ("candidates", "judgements"))
-        options = _options(study)
+        options, rankings = _options(study), study.frame("seed/eft_eval")
+        judges = _tables(study, models(study), "judgements")
+        matched = [
+            equal_length.win_rates(_comparisons(study), answers, **options),
+            equal_length.pairwise_accuracy(rankings, judges, **options),
+            equal_length.score_gaps(pairs, **options),
+        ]
         return {
             "lengths": length.lengths(answers),
             "by_model": length.length_table(answers, **options),
+            "by_iteration": length.length_table(candidates, **options),
             "chosen_rejected": length.chosen_against_rejected(pairs, **options),
             "score_follows_length": length.score_follows_length(candidates, judged, **options),
+            "score_and_length": equal_length.score_and_length(rankings, judges, **options),
+            "equal_length": pd.concat(matched, ignore_index=True),
         }
 
     return _make(study, "length_drift", compute)
@@ -95,8 +117,7 @@ def make_win_rates(study: Study) -> Tables:
     """
 
     def compute() -> Tables:
-        compared = _tables(study, [m for m in models(study) if m != "baseline"], "comparisons")
-        rows = pd.concat(compared.values()).drop_duplicates("id")
+        rows = _comparisons(study)
         answers, card = (
             _tables(study, models(study), "responses"),
             study.frame("referee/comparisons"),
@@ -116,6 +137,83 @@ def make_win_rates(study: Study) -> Tables:
         }
 
     return _make(study, "win_rates", compute)
+
+
+def make_data_distribution(study: Study) -> Tables:
+    """Step `metrics/data_distribution`: what is trained on, and how new the self-made part is.
+
+    Tables: `map` (kind is instructions or responses; IFT, EFT and the first arm's iterations),
+    `novelty`, `topics` (counts) and `topic_drift` of the prompts of all iterations.
+    """
+
+    def compute() -> Tables:
+        seed, options = study.config.random_seed, _options(study)
+        sets, test = prompt_sets(study), _texts(study.read("seed/test_prompts"), "prompt")
+        source = list(dict.fromkeys([*sets["IFT"], *sets["EFT"]]))
+        asked = [(name, sets[name], "the rest of it", None) for name in ("IFT", "EFT")]
+        for folder in iterations(study):
+            asked.append((folder, sets[folder], "the seed", source))
+            asked.append((folder, sets[folder], "the test prompts", test))
+            if earlier := _earlier(folder):
+                before = [text for name in earlier for text in sets[name]]
+                asked.append((folder, sets[folder], "earlier iterations", before))
+        topics = distribution.assign_topics(sets, seed)
+        drift = [(folder, "IFT") for folder in iterations(study)]
+        drift += [(f, earlier[-1]) for f in iterations(study) if (earlier := _earlier(f))]
+        maps = [
+            distribution.text_map(texts, seed).assign(kind=kind)
+            for kind, texts in trained_texts(study).items()
+        ]
+        return {
+            "map": pd.concat(maps, ignore_index=True),
+            "novelty": distribution.novelty(asked, **options),
+            "topics": distribution.topic_counts(topics),
+            "topic_drift": distribution.topic_drift(topics, drift, seed),
+        }
+
+    return _make(study, "data_distribution", compute)
+
+
+def make_breakdowns(study: Study) -> Tables:
+    """Step `metrics/breakdowns`: results by task, complexity and expected length.
+
+    Tables: `answers` (to the test prompts), `judging` (of the held-out rankings).
+    """
+
+    def compute() -> Tables:
+        answers, judged = (_tables(study, models(study), t) for t in ("responses", "judgements"))
+        prompts, rankings = study.frame("seed/test_prompts"), study.frame("seed/eft_eval")
+        options, compared = _options(study), _comparisons(study)
+        return {
+            "answers": breakdowns.answers_by_group(prompts, compared, answers, **options),
+            "judging": breakdowns.judging_by_group(rankings, judged, **options),
+        }
+
+    return _make(study, "breakdowns", compute)
+
+
+def prompt_sets(study: Study) -> dict[str, list[str]]:
+    """The plain prompts of IFT, of EFT and of each iteration that were kept, by name."""
+    sets = {name: _texts(study.read(f"seed/{name.lower()}"), "prompt") for name in ("IFT", "EFT")}
+    sets["EFT"] = list(dict.fromkeys(sets["EFT"]))
+    own = {f: _texts(kept(study.read(f"{f}/prompts")), "prompt") for f in iterations(study)}
+    return {**sets, **own}
+
+
+def trained_texts(study: Study) -> dict[str, dict[str, list[str]]]:
+    """What the first arm's models are trained on: instructions and responses, by set.
+
+    EFT instructions are judge prompts and EFT responses judgements; self-made are the chosen ones.
+    """
+    targets, ift = kept(study.read("seed/eft_targets")), study.read("seed/ift")
+    rubric, arm = study.config.judge.rubric, study.arms[0]
+    asked = [judge_prompt(rubric, r["prompt"], r["response"])[0]["content"] for r in targets]
+    instructions = {"IFT": _texts(ift, "prompt"), "EFT": asked}
+    responses = {"IFT": _texts(ift, "response"), "EFT": _texts(targets, "target")}
+    for folder in (f for f in iterations(study) if f.startswith(f"{arm}/")):
+        pairs = kept(study.read(f"{folder}/pairs"))
+        instructions[folder], responses[folder] = _texts(pairs, "prompt"), _texts(pairs, "chosen")
+    return {"instructions": instructions, "responses": responses}
 
 
 def load(study: Study, name: str) -> Tables:
@@ -157,6 +255,22 @@ def _make(study: Study, name: str, compute: Callable[[], Tables]) -> Tables:
 
     study.make_file(f"metrics/{name}", text)
     return load(study, name)
+
+
+def _comparisons(study: Study) -> pd.DataFrame:
+    """Comparisons of all models; arms share those of the seed models."""
+    compared = _tables(study, [m for m in models(study) if m != "baseline"], "comparisons")
+    return pd.concat(compared.values()).drop_duplicates("id")
+
+
+def _texts(rows: list[Row], column: str) -> list[str]:
+    return [str(row[column]) for row in rows]
+
+
+def _earlier(folder: str) -> list[str]:
+    """Folders of the same arm's earlier iterations, in order."""
+    start, _, t = folder.rpartition("-")
+    return [f"{start}-{i}" for i in range(1, int(t))]
 
 
 def _tables(study: Study, owners: list[str], table: str) -> Tables:

@@ -256,10 +256,16 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     own = tuple(f"{i}/judgements" for i in iterations)
     candidates = tuple(f"{i}/candidates" for i in iterations)
     prompts = tuple(f"{i}/prompts" for i in iterations)
+    at_equal_length = (*judged, *compared, "seed/eft_eval")
+    length = (*answers, *candidates, *own, *pairs, *at_equal_length)
+    trained_on = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
+    broken_down = ("seed/test_prompts", "seed/eft_eval", *answers, *judged, *compared)
     metrics = [
         ("reward_accuracy", ("seed/eft_eval", *judged, *own), (), "10_reward_accuracy"),
-        ("length_drift", (*answers, *candidates, *own, *pairs), (), "11_length_drift"),
+        ("length_drift", length, (), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
+        ("data_distribution", (*trained_on, *prompts, *pairs), (), "14_data_distribution"),
+        ("breakdowns", broken_down, (), "15_breakdowns"),
     ]
     steps = [
         Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))

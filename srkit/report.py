@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srkit import figures, health, metrics, strength
+from srkit import breakdowns, figures, health, metrics, signals, strength
 from srkit.config import Config
 from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
 from srkit.headtohead import MATCH
 from srkit.headtohead import PAPER as PAPER_MATCHES
-from srkit.plan import SEED_MODELS
+from srkit.plan import SEED_MODELS, model_after
 from srkit.study import Row, Study
 
 Drawing = tuple[Figure, pd.DataFrame]
@@ -49,6 +50,25 @@ CAPTIONS = {
     "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
     "length_distributions": "Distribution of answer lengths, with medians.",
     "chosen_rejected": "Length of the chosen and the rejected responses of each iteration.",
+    "answer_form": "Form of the answers: sentences, list items, headings, and the share of 4-grams "
+    "of words that an answer repeats.",
+    "score_and_length": "How far each judge's score follows length and the seed's grade of quality "
+    "on the held-out rankings, each also with the other held equal.",
+    "equal_length": "What is left at equal length: win rates, accuracy and score gaps among texts "
+    "whose lengths differ by at most so much.",
+    "data_map": "What the models are trained on (paper Fig. 6): IFT, EFT and the self-made data.",
+    "prompt_novelty": "How near prompts come to the nearest one of the seed, of earlier iterations "
+    "and of the test prompts; IFT and EFT against themselves say what is usual.",
+    "prompt_topics": "What prompts are about, by k-means over all of them, and how far the "
+    "self-made ones have drifted, beside what chance gives.",
+    "breakdown_task": "Answers by task, beside the paper's Fig. 4. Pale groups are too small to "
+    "say anything.",
+    "breakdown_complexity": "Answers by complexity of the prompt, beside the paper's Fig. 11 (a).",
+    "breakdown_expected_length": "Answers by the length that the prompt asks for, beside the "
+    "paper's Fig. 11 (b).",
+    "breakdown_judging": "Judging of the held-out rankings by task.",
+    "loop_signals": "The signals of the loop, iteration by iteration. KL to M1 is not measured.",
+    "funnel": "What each filter of the iteration kept and dropped, and why.",
     "training_sft": "Loss of supervised fine-tuning.",
     "training_dpo": "DPO on the pairs of each iteration: about the training pairs only.",
 }
@@ -56,7 +76,7 @@ CAPTIONS = {
 
 def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     """Every figure of a study by name, as a function that draws it from finished tables."""
-
+    table = partial(metrics.table, study)
     simple = {
         "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
         "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
@@ -65,6 +85,12 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
         "length_trend": (figures.length_trend, "length_drift", "by_model"),
         "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
         "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
+        "answer_form": (figures.answer_form, "length_drift", "by_model"),
+        "score_and_length": (figures.score_and_length, "length_drift", "score_and_length"),
+        "equal_length": (figures.equal_length, "length_drift", "equal_length"),
+        "data_map": (figures.data_map, "data_distribution", "map"),
+        "prompt_novelty": (figures.prompt_novelty, "data_distribution", "novelty"),
+        "breakdown_judging": (figures.judging_breakdown, "breakdowns", "judging"),
     }
 
     def draw(function: Callable, frame: Callable[[], pd.DataFrame]) -> Callable[[], Drawing]:
@@ -75,20 +101,29 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
         return both
 
     def matches() -> Drawing:
-        tables = metrics.load(study, "win_rates")
-        return figures.head_to_head(tables["head_to_head"], tables["referee_card"]), tables[
-            "head_to_head"
-        ]
+        games, card = (table("win_rates", name) for name in ("head_to_head", "referee_card"))
+        return figures.head_to_head(games, card), games
 
     def strengths() -> pd.DataFrame:
         names = ("measures", "strengths")
-        return pd.concat([metrics.table(study, "win_rates", name) for name in names])
+        return pd.concat([table("win_rates", name) for name in names])
 
-    made = {
-        n: draw(f, lambda a=a, t=t: metrics.table(study, a, t)) for n, (f, a, t) in simple.items()
-    }
+    made = {n: draw(f, lambda a=a, t=t: table(a, t)) for n, (f, a, t) in simple.items()}
     made["win_rates"] = matches
     made["strengths"] = draw(figures.strengths, strengths)
+
+    def topics() -> Drawing:
+        counts, drift = (table("data_distribution", name) for name in ("topics", "topic_drift"))
+        return figures.prompt_topics(counts, drift), counts
+
+    made["prompt_topics"] = topics
+    for label in breakdowns.LABELS:
+        grouped = partial(figures.breakdown, label=label)
+        made[f"breakdown_{label}"] = draw(grouped, lambda: table("breakdowns", "answers"))
+    for arm in study.arms:
+        if all(study.has(f"{arm}/iter-{t + 1}/pairs") for t in range(study.config.iterations)):
+            board = draw(figures.loop_signals, lambda arm=arm: loop_signals(study, arm))
+            made[f"loop_signals_{arm}"] = board
     trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
     by_method = {"sft": SEED_MODELS, "dpo": tuple(m for m in trained if m not in SEED_MODELS)}
     for method, names in by_method.items():
@@ -106,6 +141,25 @@ def funnel_counts(study: Study, folder: str) -> pd.DataFrame:
     """What each step of an iteration kept and dropped, for `figures.iteration_funnel`."""
     tables = ("prompts", "candidates", "judgements", "pairs")
     return figures.funnel_counts(*(study.frame(f"{folder}/{name}") for name in tables))
+
+
+def loop_signals(study: Study, arm: str) -> pd.DataFrame:
+    """The signals of an arm's iterations, for `figures.loop_signals`, from tables and manifest."""
+    records, iterations, costs = study.records(), {}, []
+    for t in range(1, study.config.iterations + 1):
+        folder, model = f"{arm}/iter-{t}", model_after(study.config.for_arm(arm), arm, t)
+        tables = {name: study.frame(f"{folder}/{name}") for name in ("judgements", "pairs")}
+        log = study.training_log(model) if study.has(f"{model}/adapter") else pd.DataFrame()
+        iterations[folder] = {**tables, "training": log}
+        steps = {name: [f"{folder}/{name}"] for name in ("prompts", "candidates", "judgements")}
+        steps["training"] = [f"{model}/adapter"]
+        steps["measures"] = [f"{model}/{n}" for n in ("judgements", "responses", "comparisons")]
+        for part, names in steps.items():
+            found = [records[name] for name in names if name in records]
+            spent = {c: sum(r.get(c) or 0 for r in found) for c in ("seconds", "tokens")}
+            costs.append({"name": folder, "part": part, **spent})
+    config = study.config
+    return signals.loop_signals(iterations, costs, config.eval.resamples, config.random_seed)
 
 
 def draw_figure(study: Study, name: str) -> Figure:
@@ -129,8 +183,9 @@ def draw_figures(study: Study) -> list[Path]:
 def findings(study: Study) -> list[str]:
     """What the study shows and does not show, one plain sentence per question, with intervals."""
     accuracy = metrics.load(study, "reward_accuracy")
-    lengths = metrics.load(study, "length_drift")["by_model"]
+    lengths = metrics.load(study, "length_drift")
     wins = metrics.load(study, "win_rates")
+    texts = metrics.load(study, "data_distribution")
     return [
         *_judging(accuracy["accuracy"]),
         *_changes(accuracy["differences"]),
@@ -139,7 +194,11 @@ def findings(study: Study) -> list[str]:
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
         *_controls(wins["controls"]),
-        *_lengths(lengths),
+        *_lengths(lengths["by_model"]),
+        *_score_and_length(lengths["score_and_length"]),
+        *_equal_length(lengths["equal_length"]),
+        *_leaks(texts["novelty"]),
+        *_topic_drift(texts["topic_drift"]),
     ]
 
 
@@ -244,6 +303,46 @@ def _lengths(table: pd.DataFrame) -> list[str]:
         f"{row['model']} {row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]" for row in rows
     )
     return [f"Mean answer length in characters: {each}."] if rows else []
+
+
+def _score_and_length(table: pd.DataFrame) -> list[str]:
+    rows = table[table["quantity"] == "score and length, quality equal"].dropna(subset="value")
+    return [
+        f"At equal quality, scores of {row['name']} and length correlate by {row['value']:+.2f} "
+        f"[{row['low']:+.2f}, {row['high']:+.2f}], {row['n']} prompts: "
+        f"{_against(row, 0, 'it likes length', 'it likes brevity', 'no relation shown')}."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _equal_length(table: pd.DataFrame) -> list[str]:
+    rows = table[(table["quantity"] == "win rate") & (table["against"] == "baseline")]
+    rows = rows[rows["within"] == 0.25].dropna(subset="value")
+    return [
+        f"Where answers of {row['name']} and the baseline differ by at most 25 % in length: win "
+        f"rate {_rate(row)}: "
+        f"{_against(row, 0.5, 'preferred', 'not preferred', 'no difference shown')}."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _leaks(table: pd.DataFrame) -> list[str]:
+    asked = (table["quantity"] == "near-duplicates") & (table["against"] == "the test prompts")
+    rows = table[asked].dropna(subset="value")
+    each = ", ".join(f"{row['name']} {_rate(row)}" for row in rows.to_dict("records"))
+    return [f"Self-made prompts that nearly repeat a test prompt: {each}."] if each else []
+
+
+def _topic_drift(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.dropna(subset="distance").to_dict("records"):
+        verdict = "they differ" if row["distance"] > row["by_chance_high"] else "no drift shown"
+        told.append(
+            f"Topics of the prompts of {row['name']} ({row['n']}) against those of "
+            f"{row['against']} ({row['references']}): distance {row['distance']:.2f}, by chance up "
+            f"to {row['by_chance_high']:.2f}: {verdict}."
+        )
+    return told
 
 
 def _rate(row: Row) -> str:
@@ -353,8 +452,9 @@ def _already_tuned(name: str) -> str:
 def _figure(study: Study, name: str) -> str:
     width = draw_figure(study, name).get_figwidth() / PAGE
     data = (study.path / "figures" / f"{name}.png").read_bytes()
-    caption = CAPTIONS.get(name, "What each filter of the iteration kept and dropped, and why.")
-    label = name.removeprefix("funnel_").replace("_", " ") if name.startswith("funnel") else ""
+    kind = next((kind for kind in ("funnel", "loop_signals") if name.startswith(kind)), "")
+    caption = CAPTIONS[kind or name]
+    label = name.removeprefix(f"{kind}_").replace("_", " ") if kind else ""
     text = escaped(f"{label}: {caption}" if label else caption)
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     note = f'<span class="note">Numbers: figures/{escaped(name)}.csv</span>'
@@ -476,6 +576,10 @@ def deviations(study: Study) -> list[str]:
         "A score is the mean of 0 to 5 under the probabilities of the score token, without a "
         "rationale (the paper: the mean of 3 sampled judgements with rationales); such scores "
         "hardly ever tie.": config.judge.method == "expected",
+        "The map of the data is made of TF-IDF vectors, without a model; the paper's embedding "
+        "model is not known.": True,
+        "Tasks, complexity and expected length of the test prompts were set by hand (the paper: "
+        "GPT-4).": config.seed.source == "kit",
         "Answers to the test prompts are greedy, one per prompt.": config.eval.temperature == 0,
     }
     return [text for text, applies in found.items() if applies]

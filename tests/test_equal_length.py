@@ -97,13 +97,29 @@ def answers(*lengths: int) -> pd.DataFrame:
 def test_win_rate_at_equal_length_by_hand():
     # the long answers win; of the two matched ones one loses and one ties
     rows = comparisons(("left", "left"), ("left", "left"), ("right", "right"), ("left", "right"))
-    table = equal_length.win_rates(
+    both = equal_length.win_rates(
         rows, {"M2": answers(200, 100, 100, 50), "M1": answers(50, 60, 95, 50)}, 50
-    ).set_index("within")
+    )
+    table = both[both["quantity"] == "win rate"].set_index("within")
     assert table["value"].tolist() == pytest.approx([0.25, 0.25, 0.5, 0.625])
     assert table["n"].tolist() == [2, 2, 3, 4]
     assert (table["name"] == "M2").all()
     assert (table["against"] == "M1").all()
+
+
+def test_leaning_decides_where_the_orders_disagree():
+    rows = comparisons(("left", "right"), ("left", "right"), ("right", "left"))
+    # the places cancel: 3 - 1, -4 + 1, 2 - 2
+    rows["log_odds_left"] = [3.0, -1.0, 1.0, -4.0, -2.0, 2.0]
+    table = equal_length.win_rates(
+        rows, {"M2": answers(10, 10, 10), "M1": answers(10, 10, 10)}, 50
+    ).query("within == 1")
+    assert table.set_index("quantity")["value"].to_dict() == {"win rate": 0.5, "leaning": 0.5}
+    found = equal_length.preferences(
+        pd.DataFrame({"verdict": ["tie", "tie", "tie"], "log_odds_left": [2.0, -3.0, np.nan]})
+    )
+    assert found["leaning"].tolist()[:2] == [1, 0]
+    assert np.isnan(found["leaning"][2]), "an order without log-odds says nothing"
 
 
 def test_accuracy_at_equal_length_by_hand():

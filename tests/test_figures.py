@@ -16,7 +16,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from srkit import constraints, figures, headtohead, health, length, strength
+from srkit import (
+    breakdowns,
+    constraints,
+    distribution,
+    equal_length,
+    figures,
+    headtohead,
+    health,
+    length,
+    signals,
+    strength,
+)
 from srkit import reward_accuracy as accuracy
 from srkit.figures import judging, style
 
@@ -85,8 +96,46 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
             {"self-rewarding/M2": "M1"},
             50,
         ),
+        **drift_frames(rankings, judged, answers, pd.DataFrame(compared), training),
     }
     return {name: (getattr(figures, name)(frame), frame) for name, frame in frames.items()}
+
+
+def drift_frames(
+    rankings: pd.DataFrame,
+    judged: dict[str, pd.DataFrame],
+    answers: dict[str, pd.DataFrame],
+    compared: pd.DataFrame,
+    training: pd.DataFrame,
+) -> dict[str, pd.DataFrame]:
+    """Frames of length control, of the data's distribution, of breakdowns and of signals."""
+    tasks = pd.DataFrame(
+        {"id": [f"t{i}" for i in range(9)], "task": ["list", "advice", "plan"] * 3}
+    )
+    sets = {"IFT": [f"sail {word} sea" for word in "abcdef"], "iter-1": ["bake bread", "eat bread"]}
+    maps = [distribution.text_map(sets).assign(kind=kind) for kind in ("instructions", "responses")]
+    asked = [("iter-1", sets["iter-1"], "the seed", sets["IFT"])]
+    scored = [{"id": f"p{i}", "chosen_score": 3.0, "rejected_score": i / 4} for i in range(6)]
+    scored = pd.DataFrame(scored).assign(dropped=[None] * 5 + ["tie"], chosen="x", rejected="xy")
+    loops = {f"iter-{t}": {"judgements": judged["M1"], "pairs": scored} for t in (1, 2)}
+    loops["iter-1"]["training"] = training
+    matched = [
+        equal_length.win_rates(compared, answers, 50),
+        equal_length.pairwise_accuracy(rankings, judged, 50),
+        equal_length.score_gaps({"iter-1": scored}, 50),
+    ]
+    costs = [{"name": "iter-1", "part": part, "seconds": 60, "tokens": 9} for part in ("a", "b")]
+    return {
+        "answer_form": length.length_table(answers, 50),
+        "score_and_length": equal_length.score_and_length(rankings, judged, 50),
+        "equal_length": pd.concat(matched),
+        "data_map": pd.concat(maps),
+        "prompt_novelty": distribution.novelty(asked, 50),
+        "prompt_topics": distribution.topic_counts(distribution.assign_topics(sets)),
+        "breakdown": breakdowns.answers_by_group(tasks, compared, answers, resamples=50),
+        "judging_breakdown": breakdowns.judging_by_group(rankings.assign(task="list"), judged, 50),
+        "loop_signals": signals.loop_signals(loops, costs, 50),
+    }
 
 
 def save_all(folder: Path) -> dict[str, str]:
@@ -292,6 +341,15 @@ def test_controls_start_where_the_arm_started():
         (figures.training_curves, "no training step was logged"),
         (figures.constraint_pass_rates, "no test prompt has a constraint"),
         (figures.controls, "no answer was scored by the oracle"),
+        (figures.answer_form, "no response was measured"),
+        (figures.score_and_length, "no judgement of a ranked response could be read"),
+        (figures.equal_length, "nothing was compared"),
+        (figures.data_map, "there is no text to place"),
+        (figures.prompt_novelty, "no prompt was made"),
+        (figures.prompt_topics, "there is no prompt to sort"),
+        (figures.breakdown, "no test prompt carries a label to break down by"),
+        (figures.judging_breakdown, "no ranked prompt carries a label to break down by"),
+        (figures.loop_signals, "no iteration was finished"),
     ],
 )
 def test_an_empty_frame_says_why(draw, reason):
@@ -327,3 +385,39 @@ def test_rows_without_values_say_why_too():
     for draw, table in tables:
         assert len(table)
         assert "Nothing to draw" in words(draw(table)), draw.__name__
+
+
+def test_a_breakdown_stands_beside_the_papers_and_pales_where_n_is_small(drawn):
+    figure, table = drawn["breakdown"]
+    *ours, paper = figure.axes
+    assert "Technology" in [label.get_text() for label in paper.get_yticklabels()]
+    names = [label.get_text() for label in ours[0].get_yticklabels()]
+    assert names == ["all, n = 6 to 9", "advice, n = 0 to 3", "list, n = 3", "plan, n = 3"]
+    colours = {line.get_color() for line in ours[0].lines if line.get_marker() in style.MARKERS}
+    assert table["small"].all()
+    assert {colour[-2:] for colour in colours} == {"40"}
+    nothing = figures.breakdown(table, label="complexity")
+    assert "no test prompt carries a label" in words(nothing).replace("\n", " ")
+
+
+def test_topics_and_their_drift(drawn):
+    counts = drawn["prompt_topics"][1]
+    drift = {"name": "iter-1", "against": "IFT", "distance": 0.7, "by_chance": 0.2}
+    drift = pd.DataFrame([drift | {"by_chance_high": 0.3, "n": 2, "references": 6}])
+    figure = figures.prompt_topics(counts, drift)
+    assert "iter-1 to IFT" in words(figure)
+    assert "n = 6" in words(figure)
+    assert "bread" in words(figure)
+    (line,) = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert line.get_xdata().tolist() == [0.7]
+
+
+def test_the_dashboard_has_a_panel_per_signal(drawn):
+    figure, _ = drawn["loop_signals"]
+    assert len(figure.axes) == len(signals.SIGNALS) == 8
+    panel = {axes.get_title(): axes for axes in figure.axes}
+    bars = [patch.get_height() for patch in panel["Minutes"].patches]
+    assert bars == [1, 0, 1, 0], "two steps of a minute; the second iteration has no cost"
+    assert [*panel["Prompts that gave a pair"].lines[0].get_ydata()] == pytest.approx([5 / 6] * 2)
+    updates = panel["Log-probability, nats"].lines[0]
+    assert updates.get_ydata().tolist() == [-1, -2, -3, -4, -5]

@@ -1,30 +1,49 @@
 """The figures: tidy frame in, `Figure` out; `save` writes it as PNG, SVG and PDF beside its csv.
 
 One function per figure of the paper or of the study, a module per question: `judging`, `lengths`,
-`matches`, `controls` and `loop`; how all of them look is in `style`.
+`length_control`, `matches`, `controls`, `texts`, `groups`, `loop` and `signals`; how all of
+them look is in `style`.
 
     python -c "from srkit.figures import empty; empty('no pair was left').savefig('none.png')"
 """
 
 from srkit.figures.controls import controls
+from srkit.figures.groups import breakdown, judging_breakdown
 from srkit.figures.judging import reward_accuracy, score_histograms
-from srkit.figures.lengths import chosen_rejected_lengths, length_distributions, length_trend
+from srkit.figures.length_control import equal_length, score_and_length
+from srkit.figures.lengths import (
+    answer_form,
+    chosen_rejected_lengths,
+    length_distributions,
+    length_trend,
+)
 from srkit.figures.loop import funnel_counts, iteration_funnel, training_curves
 from srkit.figures.matches import constraint_pass_rates, head_to_head, strengths
+from srkit.figures.signals import loop_signals
 from srkit.figures.style import empty, save
+from srkit.figures.texts import data_map, prompt_novelty, prompt_topics
 
 __all__ = [
+    "answer_form",
+    "breakdown",
     "chosen_rejected_lengths",
     "constraint_pass_rates",
     "controls",
+    "data_map",
     "empty",
+    "equal_length",
     "funnel_counts",
     "head_to_head",
     "iteration_funnel",
+    "judging_breakdown",
     "length_distributions",
     "length_trend",
+    "loop_signals",
+    "prompt_novelty",
+    "prompt_topics",
     "reward_accuracy",
     "save",
+    "score_and_length",
     "score_histograms",
     "strengths",
     "training_curves",

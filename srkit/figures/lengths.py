@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from srkit import length
 from srkit.figures.style import (
@@ -25,8 +25,16 @@ from srkit.figures.style import (
     name_axis,
     percent,
     short_labels,
+    span,
     turned,
 )
+
+TITLES = {
+    "sentences": "Sentences",
+    "list_items": "List items",
+    "headings": "Headings",
+    "repetition": "Repeated 4-grams",
+}
 
 
 @drawing(length.SUMMARY, "no response was measured")
@@ -81,6 +89,30 @@ def length_distributions(lengths: pd.DataFrame, unit: str = "characters") -> Fig
     panels[-1].set_xlim(left=0)
     figure.supylabel("responses", fontsize=7)
     caption(figure, "Line: median. cut: share stopped at the token limit.")
+    return figure
+
+
+@drawing(length.SUMMARY, "no response was measured")
+def answer_form(table: pd.DataFrame) -> Figure | None:
+    """Sentences, list items, headings and repetition of each model's answers, a panel each.
+
+    `table` is `length.length_table`.
+    """
+    rows = table[table["unit"].isin(length.FORMS)].dropna(subset="value")
+    if rows.empty:
+        return None
+    models = list(dict.fromkeys(rows["model"]))
+    figure = Plate(figsize=(PAGE, 2.9 if turned(models) else 2.2))
+    panels = figure.subplots(1, len(length.FORMS))
+    for axes, unit in zip(panels, length.FORMS, strict=True):
+        part = rows[rows["unit"] == unit]
+        dots(axes, np.arange(len(part)), part, COLOURS[0])
+        name_axis(axes, part["model"])
+        axes.set(title=TITLES[unit], ylim=(0, max(axes.get_ylim()[1], 0.1)))
+    panels[-1].yaxis.set_major_formatter(PercentFormatter(1, 0))
+    figure.supylabel("mean per answer", fontsize=7)
+    n = span(rows["n"].min(), rows["n"].max())
+    caption(figure, f"n = {n} answers per model. Bars: 95 % interval by prompt.")
     return figure
 
 

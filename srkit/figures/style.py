@@ -33,6 +33,8 @@ from srkit.study import write_atomically
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # the second cue beside the colour
+MOST = 6  # names in a panel: more cannot be told apart
 WIN, TIE, LOSS = "#009E73", "#A6D8F0", "#D55E00"
 
 STYLE = {
@@ -187,6 +189,11 @@ def caption(figure: Figure, text: str) -> None:
     # about 17 characters of this size go into an inch
     width = int(17 * figure.get_figwidth())
     figure.supxlabel(textwrap.fill(text, width), fontsize=7, color="#555555")
+
+
+def left_out(names: int) -> str:
+    """What a caption says where only the first `MOST` names are drawn."""
+    return f"The first {MOST} of {names}; all are in the csv." if names > MOST else ""
 
 
 def percent(share: float) -> str:

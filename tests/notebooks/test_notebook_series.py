@@ -79,6 +79,29 @@ def test_lengths_are_those_of_the_responses(study):
         assert row["value"] == pytest.approx(sum(map(len, texts)) / len(texts))
 
 
+def test_the_data_map_places_what_was_trained_on(study):
+    tables = load(study, "data_distribution")
+    ift = [r for r in tables["map"] if (r["kind"], r["set"]) == ("instructions", "IFT")]
+    assert len(ift) == 24
+    assert {r["set"] for r in tables["map"]} >= {"IFT", "EFT", "self-rewarding/iter-1"}
+    drafts = (study / "self-rewarding/iter-1/prompts.jsonl").open()
+    kept = [row for row in map(json.loads, drafts) if not row["dropped"]]
+    sizes = {r["n"] for r in tables["topics"] if r["name"] == "self-rewarding/iter-1"}
+    assert sizes == {len(kept)}
+
+
+def test_breakdowns_add_up_and_name_small_groups(study):
+    rows = [r for r in load(study, "breakdowns")["answers"] if r["quantity"] == "characters"]
+    for model in MODELS:
+        mine = [r for r in rows if (r["model"], r["label"]) == (model, "task")]
+        (everything,) = [r for r in mine if r["group"] == "all"]
+        groups = [r for r in mine if r["group"] != "all"]
+        assert sum(r["n"] for r in groups) == everything["n"] == 8
+        total = sum(r["n"] * r["value"] for r in groups)
+        assert total / 8 == pytest.approx(everything["value"])
+        assert all(r["small"] for r in mine)
+
+
 def test_win_rates_follow_from_the_comparisons(study):
     rows = load(study, "win_rates")["head_to_head"]
     assert len(rows) == 6, "four models, every pair once"
@@ -151,13 +174,8 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
     names = ("adapter", "judgements", "responses", "comparisons")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
-    metrics = {
-        "metrics/reward_accuracy",
-        "metrics/length_drift",
-        "metrics/win_rates",
-        "report",
-        "browse",
-    }
+    analyses = ("reward_accuracy", "length_drift", "win_rates", "data_distribution", "breakdowns")
+    metrics = {*(f"metrics/{name}" for name in analyses), "report", "browse"}
     assert again | metrics == ran
     tables = again | metrics - {"report"}  # the report states seconds
     assert {n: after[n]["outputs"] for n in tables} == {n: before[n]["outputs"] for n in tables}

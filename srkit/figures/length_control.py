@@ -1,0 +1,135 @@
+"""Results at equal length: what of a score or a win rate is owed to length.
+
+Drawn from a study's tables by:
+
+    srkit figures runs/first
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from srkit import equal_length as control
+from srkit.figures.style import (
+    COLOURS,
+    MARKERS,
+    MOST,
+    PAGE,
+    PAPER_GREY,
+    Plate,
+    caption,
+    dots,
+    drawing,
+    left_out,
+    name_axis,
+    short_labels,
+    span,
+    turned,
+)
+
+PANELS = {
+    "win rate": "Win rate, ties half",
+    "leaning": "Log-odds favour the first-named",
+    "pairwise accuracy": "Pairwise accuracy, ties half",
+    "score gap": "Score of chosen less rejected",
+}
+
+
+@drawing(control.EXPLAINED, "no judgement of a ranked response could be read")
+def score_and_length(table: pd.DataFrame) -> Figure | None:
+    """Correlation of each judge's score with length, raw and at equal quality, and R squared.
+
+    `table` is `equal_length.score_and_length`.
+    """
+    if table["value"].isna().all():
+        return None
+    names = list(dict.fromkeys(table["name"]))
+    figure = Plate(figsize=(PAGE, 3.2 if turned(names) else 2.6))
+    for axes, other in zip(figure.subplots(1, 3), ("length", "quality", ""), strict=True):
+        given = {"length": "quality", "quality": "length"}.get(other)
+        parts = {
+            "as they are": f"score and {other}",
+            f"at equal {given}": f"score and {other}, {given} equal",
+        }
+        if not other:
+            parts = {part: f"explained by {part}" for part in ("length", "quality", "both")}
+        _side_by_side(axes, table, names, parts)
+        axes.set_title(f"Score and {other}" if other else "Share of the score explained")
+        axes.set(ylim=(-1.05, 1.7), yticks=(-1, -0.5, 0, 0.5, 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.set(ylim=(0, 1.35), yticks=(0, 0.25, 0.5, 0.75, 1))
+    n = span(table["n"].min(), table["n"].max())
+    told = "Ranks within prompts of the held-out rankings; quality: the seed's grade."
+    caption(figure, f"{told} n = {n} prompts. Bars: 95 % interval by prompt.")
+    return figure
+
+
+@drawing(control.MATCHED, "nothing was compared")
+def equal_length(table: pd.DataFrame) -> Figure | None:
+    """Win rates, accuracy and score gaps among texts whose lengths differ by at most so much.
+
+    `table` is the table `equal_length` of `metrics.make_length_drift`: a panel per quantity.
+    """
+    table = table.dropna(subset="value")
+    if table.empty:
+        return None
+    # the paper's first comparison is with the baseline too; the table has all of them
+    table = table[table["against"].isin(["baseline", "the seed", "rejected"])]
+    kinds = [kind for kind in PANELS if kind in set(table["quantity"])]
+    judges = table[table["quantity"] == "pairwise accuracy"]
+    order = dict.fromkeys([*judges["name"], *table["name"]])  # the baseline first, as everywhere
+    looks = {name: (COLOURS[i % 7], MARKERS[i % 7]) for i, name in enumerate(order)}
+    figure = Plate(figsize=(PAGE, 2.5 * -(-len(kinds) // 2) + 0.3))
+    panels = figure.subplots(-(-len(kinds) // 2), 2, squeeze=False).flat
+    for axes, kind in zip(panels, kinds, strict=False):
+        _matched_panel(axes, table[table["quantity"] == kind], looks)
+        axes.set_title(PANELS[kind])
+    for axes in list(panels)[len(kinds) :]:
+        axes.axis("off")
+    words = "n = the numbers below: prompts left. Bars: 95 % interval by prompt; none without two."
+    most = table.groupby("quantity")[["name"]].nunique().max().item()
+    caption(figure, f"{words} {left_out(most)}".strip())
+    return figure
+
+
+def _side_by_side(axes: Axes, table: pd.DataFrame, names: list[str], parts: dict[str, str]) -> None:
+    shifts = np.linspace(-0.22, 0.22, len(parts))
+    looks = zip(parts.items(), shifts, COLOURS, MARKERS, strict=False)
+    for (label, quantity), shift, colour, marker in looks:
+        rows = table[table["quantity"] == quantity].set_index("name").reindex(names)
+        dots(axes, np.arange(len(names)) + shift, rows, colour, label, marker=marker)
+    axes.axhline(0, color=PAPER_GREY, ls="--", lw=0.8)
+    name_axis(axes, names)
+    axes.legend(loc="upper left", ncols=1, borderpad=0.1, labelspacing=0.2)
+
+
+def _matched_panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
+    """Points of each comparison over the limits, the strictest first."""
+    labels = short_labels([*rows["name"], *rows["against"]])
+    lines = list(rows.groupby(["name", "against"], sort=False))[:MOST]
+    shifts = np.linspace(-0.3, 0.3, len(lines)) if len(lines) > 1 else [0.0]
+    for ((name, against), part), shift in zip(lines, shifts, strict=True):
+        colour, marker = looks[name]
+        place = part["within"].map(control.WITHIN.index).to_numpy() + shift
+        versus = against not in ("the seed", "rejected")
+        label = f"{labels[name]} vs {labels[against]}" if versus else labels[name]
+        dots(axes, place, part, colour, label, marker=marker)
+        for x, n in zip(place, part["n"], strict=True):
+            where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 6}
+            axes.annotate(f"{n:.0f}", (x, 0.02), color=colour, **where)
+    shares = rows["quantity"].iloc[0] != "score gap"
+    axes.axhline(0.5 if shares else 0, color=PAPER_GREY, ls="--", lw=0.8)
+    names = [f"within {100 * w:.0f} %" if w < 1 else "all" for w in control.WITHIN]
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.grid(False, axis="x")
+    low, high = (0, 1) if shares else axes.get_ylim()
+    axes.set_ylim(low - 0.12 * (high - low), high + 0.35 * (high - low))
+    if shares:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.legend(loc="upper left", ncols=2, fontsize=6, borderpad=0.1, labelspacing=0.2)
