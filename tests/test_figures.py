@@ -334,7 +334,7 @@ def test_a_breakdown_stands_beside_the_papers_and_pales_where_n_is_small(drawn):
     *ours, paper = figure.axes
     assert "Technology" in [label.get_text() for label in paper.get_yticklabels()]
     names = [label.get_text() for label in ours[0].get_yticklabels()]
-    assert names == ["all, n = 3 to 9", "advice, n = 0 to 3", "list, n = 3", "plan, n = 3"]
+    assert names == ["all, n = 6 to 9", "advice, n = 0 to 3", "list, n = 3", "plan, n = 3"]
     colours = {line.get_color() for line in ours[0].lines if line.get_marker() in style.MARKERS}
     assert table["small"].all()
     assert {colour[-2:] for colour in colours} == {"40"}
