@@ -99,7 +99,7 @@ def _group_panel(axes: Axes, rows: pd.DataFrame, groups: list[str], models: list
     shifts = np.linspace(-0.3, 0.3, len(models)) if len(models) > 1 else [0.0]
     for i, (model, shift) in enumerate(zip(models, shifts, strict=True)):
         part = rows[rows["model"] == model].set_index("group").reindex(groups)
-        pale = part["small"].eq(True).to_numpy()
+        pale = part["small"].ne(False).to_numpy()
         for few in (True, False):
             colour = COLOURS[i % len(COLOURS)] + ("40" if few else "")
             place = np.flatnonzero(pale == few) + shift

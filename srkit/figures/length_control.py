@@ -59,7 +59,9 @@ def score_and_length(table: pd.DataFrame) -> Figure | None:
             parts = {part: f"explained by {part}" for part in ("length", "quality", "both")}
         _side_by_side(axes, table, names, parts)
         axes.set_title(f"Score and {other}" if other else "Share of the score explained")
-        axes.set(ylim=(-1.05, 1.7), yticks=(-1, -0.5, 0, 0.5, 1))
+        if other:
+            axes.set_ylim(-1.05, 1.6)
+            axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
     axes.set(ylim=(0, 1.35), yticks=(0, 0.25, 0.5, 0.75, 1))
     n = span(table["n"].min(), table["n"].max())
@@ -90,7 +92,7 @@ def equal_length(table: pd.DataFrame) -> Figure | None:
         axes.set_title(PANELS[kind])
     for axes in list(panels)[len(kinds) :]:
         axes.axis("off")
-    words = "n = the numbers below: prompts left. Bars: 95 % interval by prompt; none without two."
+    words = "Below each point: n = prompts left. Bars: 95 % interval by prompt; none without two."
     most = table.groupby("quantity")[["name"]].nunique().max().item()
     caption(figure, f"{words} {left_out(most)}".strip())
     return figure
