@@ -100,7 +100,7 @@ def _group_panel(axes: Axes, rows: pd.DataFrame, groups: list[str], models: list
     for i, (model, shift) in enumerate(zip(models, shifts, strict=True)):
         part = rows[rows["model"] == model].set_index("group").reindex(groups)
         pale = part["small"].ne(False).to_numpy()
-        for few in (True, False):
+        for few in np.unique(pale):
             colour = COLOURS[i % len(COLOURS)] + ("40" if few else "")
             place = np.flatnonzero(pale == few) + shift
             look = {"horizontal": True, "marker": MARKERS[i % len(MARKERS)]}
