@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from srkit import equal_length as control
@@ -32,8 +33,8 @@ from srkit.figures.style import (
 )
 
 PANELS = {
-    "win rate": "Win rate, ties half",
-    "leaning": "Log-odds favour the first-named",
+    "win rate": "Win rate against the baseline, ties half",
+    "leaning": "Log-odds favour over the baseline",
     "pairwise accuracy": "Pairwise accuracy, ties half",
     "score gap": "Score of chosen less rejected",
 }
@@ -83,18 +84,26 @@ def equal_length(table: pd.DataFrame) -> Figure | None:
     table = table[table["against"].isin(["baseline", "the seed", "rejected"])]
     kinds = [kind for kind in PANELS if kind in set(table["quantity"])]
     judges = table[table["quantity"] == "pairwise accuracy"]
-    order = dict.fromkeys([*judges["name"], *table["name"]])  # the baseline first, as everywhere
-    looks = {name: (COLOURS[i % 7], MARKERS[i % 7]) for i, name in enumerate(order)}
-    figure = Plate(figsize=(PAGE, 2.5 * -(-len(kinds) // 2) + 0.3))
+    models = list(dict.fromkeys(judges["name"]))  # the baseline first, as everywhere
+    loops = list(dict.fromkeys(table.loc[table["quantity"] == "score gap", "name"]))
+    drawn = [*models[:MOST], *loops[: len(COLOURS) - len(models[:MOST])]]
+    looks = dict(zip(drawn, zip(COLOURS, MARKERS, strict=True), strict=False))
+    short = not turned(drawn)
+    figure = Plate(figsize=(PAGE, 2.3 * -(-len(kinds) // 2) + 0.3))
     panels = figure.subplots(-(-len(kinds) // 2), 2, squeeze=False).flat
     for axes, kind in zip(panels, kinds, strict=False):
         _matched_panel(axes, table[table["quantity"] == kind], looks)
         axes.set_title(PANELS[kind])
     for axes in list(panels)[len(kinds) :]:
         axes.axis("off")
-    words = "Below each point: n = prompts left. Bars: 95 % interval by prompt; none without two."
-    most = table.groupby("quantity")[["name"]].nunique().max().item()
-    caption(figure, f"{words} {left_out(most)}".strip())
+    labels = short_labels(drawn)
+    keys = [
+        Line2D([], [], color=colour, marker=marker, ls="", label=labels[name])
+        for name, (colour, marker) in looks.items()
+    ]
+    figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4 + 3 * short))
+    words = "n: prompts left. Bars: 95 % interval by prompt; none without two."
+    caption(figure, f"{words} {left_out(len(models))}".strip())
     return figure
 
 
@@ -110,28 +119,22 @@ def _side_by_side(axes: Axes, table: pd.DataFrame, names: list[str], parts: dict
 
 
 def _matched_panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
-    """Points of each comparison over the limits, the strictest first."""
-    labels = short_labels([*rows["name"], *rows["against"]])
-    lines = list(rows.groupby(["name", "against"], sort=False))[:MOST]
-    shifts = np.linspace(-0.3, 0.3, len(lines)) if len(lines) > 1 else [0.0]
-    for ((name, against), part), shift in zip(lines, shifts, strict=True):
-        colour, marker = looks[name]
+    """Points of each name over the limits, the strictest first."""
+    names = [name for name in looks if name in set(rows["name"])]
+    shifts = np.linspace(-0.3, 0.3, len(names)) if len(names) > 1 else [0.0]
+    for name, shift in zip(names, shifts, strict=True):
+        part, (colour, marker) = rows[rows["name"] == name], looks[name]
         place = part["within"].map(control.WITHIN.index).to_numpy() + shift
-        versus = against not in ("the seed", "rejected")
-        label = f"{labels[name]} vs {labels[against]}" if versus else labels[name]
-        dots(axes, place, part, colour, label, marker=marker)
-        for x, n in zip(place, part["n"], strict=True):
-            where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 6}
-            axes.annotate(f"{n:.0f}", (x, 0.02), color=colour, **where)
+        dots(axes, place, part, colour, marker=marker)
     shares = rows["quantity"].iloc[0] != "score gap"
     axes.axhline(0.5 if shares else 0, color=PAPER_GREY, ls="--", lw=0.8)
-    names = [f"within {100 * w:.0f} %" if w < 1 else "all" for w in control.WITHIN]
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.5)
+    counts = rows.groupby("within")["n"].agg(["min", "max"])
+    limits = [f"within {100 * limit:.0f} %" if limit < 1 else "all" for limit in counts.index]
+    ns = [f"n = {span(*counts.loc[limit])}" for limit in counts.index]
+    ticks = [control.WITHIN.index(limit) for limit in counts.index]
+    axes.set_xticks(ticks, [f"{limit}\n{n}" for limit, n in zip(limits, ns, strict=True)])
+    axes.set_xlim(-0.5, len(control.WITHIN) - 0.5)
     axes.grid(False, axis="x")
-    low, high = (0, 1) if shares else axes.get_ylim()
-    axes.set_ylim(low - 0.12 * (high - low), high + 0.35 * (high - low))
     if shares:
+        axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.legend(loc="upper left", ncols=2, fontsize=6, borderpad=0.1, labelspacing=0.2)

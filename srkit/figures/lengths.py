@@ -102,8 +102,9 @@ def answer_form(table: pd.DataFrame) -> Figure | None:
     if rows.empty:
         return None
     models = list(dict.fromkeys(rows["model"]))
-    figure = Plate(figsize=(PAGE, 2.9 if turned(models) else 2.2))
-    panels = figure.subplots(1, len(length.FORMS))
+    rows_of_panels = 2 if turned(models) else 1  # long names need the width
+    figure = Plate(figsize=(PAGE, 2.4 * rows_of_panels))
+    panels = figure.subplots(rows_of_panels, len(length.FORMS) // rows_of_panels).ravel()
     for axes, unit in zip(panels, length.FORMS, strict=True):
         part = rows[rows["unit"] == unit]
         dots(axes, np.arange(len(part)), part, COLOURS[0])

@@ -19,12 +19,14 @@ from srkit import distribution
 from srkit.figures.style import (
     COLOURS,
     MARKERS,
+    MOST,
     PAGE,
     PAPER_GREY,
     Plate,
     caption,
     dots,
     drawing,
+    left_out,
     percent,
     short_labels,
 )
@@ -97,10 +99,12 @@ def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Fig
 
     `table` is `distribution.topic_counts`, `drift` is `distribution.topic_drift`.
     """
-    names, topics = (list(dict.fromkeys(table[c])) for c in ("name", "topic"))
+    everyone, topics = (list(dict.fromkeys(table[c])) for c in ("name", "topic"))
+    names = everyone[:MOST]
     shares = table.pivot(index="topic", columns="name", values="share").loc[topics, names]
     counts = table.pivot(index="topic", columns="name", values="count").loc[topics, names]
-    drift = pd.DataFrame() if drift is None else drift.dropna(subset="distance")
+    drift = pd.DataFrame(columns=["name"]) if drift is None else drift.dropna(subset="distance")
+    drift = drift[drift["name"].isin(names)]
     figure = Plate(figsize=(PAGE, 0.26 * len(topics) + 1.4))
     panels = figure.subplots(1, 2, width_ratios=[3, 2]) if len(drift) else [figure.subplots()]
     axes, labels = panels[0], short_labels(names)
@@ -109,7 +113,8 @@ def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Fig
         text = f"{count:.0f} ({percent(shares.iloc[y, x])})"
         axes.text(x, y, text, ha="center", va="center", fontsize=6)
     sizes = table.drop_duplicates("name").set_index("name")["n"]
-    axes.set_xticks(range(len(names)), [f"{labels[n]}\nn = {sizes[n]:,}" for n in names])
+    breaks = {n: labels[n].replace(" ", "\n") for n in names}
+    axes.set_xticks(range(len(names)), [f"{breaks[n]}\nn = {sizes[n]:,}" for n in names])
     words = table.drop_duplicates("topic").set_index("topic")["terms"]
     axes.set_yticks(range(len(topics)), [textwrap.shorten(words[t], 34) for t in topics])
     axes.set(title="Prompts by topic, named by their heaviest words", aspect="auto")
@@ -118,6 +123,8 @@ def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Fig
     axes.tick_params(length=0)
     if len(drift):
         _drift_panel(panels[1], drift, labels)
+    if len(everyone) > MOST:
+        caption(figure, left_out(len(everyone)))
     return figure
 
 
