@@ -128,7 +128,7 @@ def finished(study: Study) -> Study:
     return study
 
 
-def test_arms_go_through_its_steps_with_the_tiny_model(tmp_path):
+def test_arms_go_through_their_steps_with_the_tiny_model(tmp_path):
     """Plumbing only: the numbers of a random model mean nothing."""
     sizes = "seed.test_prompts=4 instruct.prompts=6 iterations=1 eval.resamples=50"
     arms = ("positive-only", "human", "external-judge", "random-judge", "oracle")
