@@ -25,7 +25,6 @@ from srkit.figures.style import (
     caption,
     dots,
     drawing,
-    left_out,
     name_axis,
     short_labels,
     span,
@@ -86,7 +85,9 @@ def equal_length(table: pd.DataFrame) -> Figure | None:
     judges = table[table["quantity"] == "pairwise accuracy"]
     models = list(dict.fromkeys(judges["name"]))  # the baseline first, as everywhere
     loops = list(dict.fromkeys(table.loc[table["quantity"] == "score gap", "name"]))
-    drawn = [*models[:MOST], *loops[: len(COLOURS) - len(models[:MOST])]]
+    drawn = [*models[:MOST], *loops][: len(COLOURS)]
+    if len(models) + len(loops) > len(COLOURS):
+        drawn = [*models[: MOST - 1], *loops[:2]]
     looks = dict(zip(drawn, zip(COLOURS, MARKERS, strict=True), strict=False))
     short = not turned(drawn)
     figure = Plate(figsize=(PAGE, 2.3 * -(-len(kinds) // 2) + 0.3))
@@ -103,7 +104,8 @@ def equal_length(table: pd.DataFrame) -> Figure | None:
     ]
     figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4 + 3 * short))
     words = "n: prompts left. Bars: 95 % interval by prompt; none without two."
-    caption(figure, f"{words} {left_out(len(models))}".strip())
+    few = "" if len(drawn) == len(models) + len(loops) else "Some are in the csv only."
+    caption(figure, f"{words} {few}".strip())
     return figure
 
 
@@ -121,6 +123,7 @@ def _side_by_side(axes: Axes, table: pd.DataFrame, names: list[str], parts: dict
 def _matched_panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
     """Points of each name over the limits, the strictest first."""
     names = [name for name in looks if name in set(rows["name"])]
+    rows = rows[rows["name"].isin(names)]
     shifts = np.linspace(-0.3, 0.3, len(names)) if len(names) > 1 else [0.0]
     for name, shift in zip(names, shifts, strict=True):
         part, (colour, marker) = rows[rows["name"] == name], looks[name]

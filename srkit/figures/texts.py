@@ -29,6 +29,7 @@ from srkit.figures.style import (
     left_out,
     percent,
     short_labels,
+    turned,
 )
 
 KINDS = {"instructions": "Instructions", "responses": "Responses"}
@@ -105,8 +106,16 @@ def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Fig
     counts = table.pivot(index="topic", columns="name", values="count").loc[topics, names]
     drift = pd.DataFrame(columns=["name"]) if drift is None else drift.dropna(subset="distance")
     drift = drift[drift["name"].isin(names)]
-    figure = Plate(figsize=(PAGE, 0.26 * len(topics) + 1.4))
-    panels = figure.subplots(1, 2, width_ratios=[3, 2]) if len(drift) else [figure.subplots()]
+    height = 0.26 * len(topics) + 1.4
+    if not len(drift):
+        figure = Plate(figsize=(PAGE, height))
+        panels = [figure.subplots()]
+    elif turned(names):  # long names need the width
+        figure = Plate(figsize=(PAGE, height + 0.2 * len(drift) + 1.1))
+        panels = figure.subplots(2, 1, height_ratios=[height, 0.2 * len(drift) + 1.1])
+    else:
+        figure = Plate(figsize=(PAGE, height))
+        panels = figure.subplots(1, 2, width_ratios=[3, 2])
     axes, labels = panels[0], short_labels(names)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(shares.to_numpy().max(), 0.01) * 1.3)
     for (y, x), count in np.ndenumerate(counts.to_numpy()):
@@ -137,4 +146,4 @@ def _drift_panel(axes: Axes, drift: pd.DataFrame, labels: dict[str, str]) -> Non
     axes.set_yticks(place, names)
     axes.set(xlim=(0, 1), ylim=(-len(drift) + 0.4, 0.6), title="Drift (Jensen-Shannon distance)")
     axes.grid(False, axis="y")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=1)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14))
