@@ -75,7 +75,7 @@ TRAIN = (
     LIMITED
     + """
     examples = [Example(user(f"What is {i}? " + "word " * 300), f"It is {i}.") for i in range(16)]
-    settings = Sft(epochs=2, learning_rate=1e-2, batch_size=8, micro_batch=8, save_steps=1)
+    settings = Sft(epochs=2, learning_rate=1e-2, batch_size=16, micro_batch=16, save_steps=1)
     cfg = Model(name="tiny", lora_rank=4, lora_alpha=8, device="cpu")
 
     def train(folder):
@@ -87,8 +87,12 @@ TRAIN = (
 
     whole = train(sys.argv[1] + "/undisturbed")
     release()
-    answer = within(40, lambda: train(sys.argv[1] + "/study"))
-    done = train(sys.argv[1] + "/study") == whole
+    for megabytes in (48, 32, 24, 16, 12, 8):  # the first that is too little
+        folder = f"{sys.argv[1]}/{megabytes}"
+        answer = within(megabytes, lambda: train(folder))
+        if answer != whole:
+            break
+    done = train(folder) == whole
     print(json.dumps({"answer": answer[:900], "done": done}))
 """
 )
