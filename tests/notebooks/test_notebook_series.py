@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OASST = ROOT.parent / "shared" / "data" / "oasst1"
+OTHER_ARMS = ("positive-only", "human")
 MODELS = ["baseline", "M1", "self-rewarding/M2", "self-rewarding/M3"]
 
 
@@ -181,7 +182,9 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     assert {n: after[n]["outputs"] for n in tables} == {n: before[n]["outputs"] for n in tables}
 
 
-@pytest.mark.parametrize("arm", ["oracle", "positive-only", "human"])
+@pytest.mark.parametrize(
+    "arm", ["oracle", *(pytest.param(arm, marks=pytest.mark.slow) for arm in OTHER_ARMS)]
+)
 def test_another_arm_joins_the_study_with_its_own_iterations(study, arm):
     before = status(study)
     srkit("run", "--study", study, "--arm", arm, "--only", f"04_iteration-{arm}-1")
@@ -205,7 +208,7 @@ def test_a_notebook_says_which_one_to_run_first(tmp_path):
     assert "Run notebook 01_seed_data first" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "validation"])
+@pytest.mark.parametrize("name", [pytest.param("train", marks=pytest.mark.slow), "validation"])
 def test_open_assistant_rows_take_the_kits_place(tmp_path, name):
     file = OASST / f"{name}.messages.jsonl.gz"
     if not file.exists():
