@@ -59,12 +59,14 @@ def test_a_signal_ends_with_one_line(number, code, srkit, tmp_path, monkeypatch)
         os.kill(os.getpid(), getattr(signal, number))
         time.sleep(5)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     monkeypatch.setattr(Study, "planned", interrupted)
     try:
         said = srkit("make", "--study", tmp_path / "s", "--preset", "tiny")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert said == (code, "", f"srkit: stopped by {number}. {cli.KEPT}\n")
 
 

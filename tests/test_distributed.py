@@ -137,7 +137,7 @@ def test_two_processes_meet_and_the_one_that_fails_tells(tmp_path):
     # In files: the lines of two processes mix in one pipe.
     assert [(tmp_path / f"heard-by-{rank}").read_text() for rank in (0, 1)] == ["[0, 10] 5"] * 2
     assert done.returncode == 1
-    assert "[rank1]: srkit.config.SrkitError: only the second one failed" in done.stderr
+    assert "[rank1]: srkit.reading.SrkitError: only the second one failed" in done.stderr
     assert "[rank0]" not in done.stderr
 
 

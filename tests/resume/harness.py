@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 SETTINGS = "dpo.epochs=3"  # six steps of DPO in preset tiny, a checkpoint after every second
 SERIES = ("--preset=tiny", "--iterations=1", f"--set={SETTINGS}")
 # What differs between two runs that do the same.
-PASSING = ("commit", "seconds", "made_at", "peak_memory_mb", "forecast", "line")
+# What a manifest line tells of its run alone; the seal is over all of these.
+PASSING = ("commit", "seconds", "made_at", "peak_memory_mb", "forecast", "line", "seal")
 MESSAGE = "What was made is kept; the same command goes on from there."
 
 
