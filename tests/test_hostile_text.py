@@ -179,6 +179,8 @@ def test_figures_take_a_name_as_it_is(hostile):
         for element in ElementTree.parse(file).iter():
             assert element.tag.rpartition("}")[2] in DRAWN, file
             assert not [name for name in element.attrib if name.startswith("on")], file
+            links = [v for name, v in element.attrib.items() if name.endswith("href")]
+            assert all(link.startswith(("#", "data:image/png;base64,")) for link in links), file
 
 
 def test_a_terminal_is_told_nothing(hostile, capsys, monkeypatch):

@@ -181,7 +181,7 @@ def test_warm_up_longer_than_the_run_is_refused(tmp_path):
 def test_sft_writes_an_adapter_that_proves_itself(m1):
     folder, run = m1
     names = {"adapter_model.safetensors", "adapter_config.json", "fingerprint.json"}
-    assert {p.name for p in folder.iterdir()} == names | {"training.jsonl"}
+    assert {p.name for p in folder.iterdir() if p.is_file()} == names | {"training.jsonl"}
     policy = load_policy(TINY, folder, "M1")
     recorded = json.loads((folder / "fingerprint.json").read_text())
     assert fingerprint(policy) == recorded

@@ -27,6 +27,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from srkit.escape import visible
 from srkit.reward_accuracy import LENGTH_ALONE
 from srkit.study import write_atomically
 
@@ -106,7 +107,10 @@ def empty(reason: str) -> Figure:
 
 
 def drawing(columns: Sequence[str], nothing: str) -> Callable:
-    """Draw in the house style; a frame without rows or columns gives `empty`, not a traceback."""
+    """Draw in the house style; a frame without rows or columns gives `empty`, not a traceback.
+
+    Texts in frames are made harmless: a control character would end a reader of the svg.
+    """
 
     def wrap(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @functools.wraps(draw)
@@ -117,11 +121,20 @@ def drawing(columns: Sequence[str], nothing: str) -> Callable:
             if missing:
                 return empty(f"the table lacks the column(s) {', '.join(missing)}")
             with style():
-                return settled(draw(frame, *args, **options) or empty(nothing))
+                frames = map(_harmless, (frame, *args))
+                return settled(draw(*frames, **options) or empty(nothing))
 
         return drawn
 
     return wrap
+
+
+def _harmless(table: Any) -> Any:
+    if not isinstance(table, pd.DataFrame):
+        return table
+    words = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    plain = table[words].map(lambda value: visible(value) if isinstance(value, str) else value)
+    return table.assign(**plain)
 
 
 def style() -> Any:
