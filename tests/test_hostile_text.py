@@ -53,6 +53,7 @@ ATTACKS = {
     "nul": "before\x00after <scr\x00ipt>window.hacked='nul'</scr\x00ipt>",
 }
 DRAWN = [
+    "image",
     "svg",
     "metadata",
     "RDF",
