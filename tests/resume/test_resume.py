@@ -150,5 +150,6 @@ def test_a_series_that_is_killed_again_and_again(seed, runner, reference, accoun
         assert not account.cost[bad], bad
     assert [line["step"] for line in manifest(study)] == list(STEPS)
     for figure in (whole / "figures").iterdir():
-        assert (study / "figures" / figure.name).read_bytes() == figure.read_bytes()
+        if not figure.name.startswith("loop_signals"):  # it tells how long the steps took
+            assert (study / "figures" / figure.name).read_bytes() == figure.read_bytes(), figure
     assert not strangers(whole, study)
