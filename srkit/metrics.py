@@ -189,7 +189,9 @@ def make_breakdowns(study: Study) -> Tables:
             "judging": breakdowns.judging_by_group(rankings, judged, **options),
         }
 
-    return _make(study, "breakdowns", compute)
+    # JSON forgets the columns of a table without rows: where no prompt has a label
+    made = _make(study, "breakdowns", compute)
+    return {name: table.reindex(columns=list(breakdowns.TABLE)) for name, table in made.items()}
 
 
 def prompt_sets(study: Study) -> dict[str, list[str]]:
