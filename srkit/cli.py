@@ -87,7 +87,7 @@ def run(
             "Notebooks run in one process. Under a launcher use `srkit make`, which makes the same "
             "steps; `srkit run`, without a launcher, then executes the notebooks and finds them."
         )
-    opened = Study.planned(study, preset, _overrides(set_, iterations), arm, change)
+    opened = Study.open(study, preset, _overrides(set_, iterations), arm, change, save=False)
     runs = [n for n in notebooks(opened.config, opened.arms) if n.startswith(only)]
     if not runs:
         raise SrkitError(f"No notebook's name starts with {only!r}. They are in {NOTEBOOKS}.")
@@ -118,7 +118,7 @@ def make(
     from srkit.study import Study
 
     overrides = _overrides(set_, iterations)
-    opened = first(lambda: Study.planned(study, preset, overrides, arm, change))
+    opened = first(lambda: Study.open(study, preset, overrides, arm, change, save=False))
     names = [opened.step(name).name for name in step or opened.steps]
     first(opened.save_settings)
     states = first(opened.states)

@@ -56,7 +56,7 @@ def begin(
     if create and not preset and not Path(study, "study.yaml").exists():
         preset = create
     _show_log()
-    opened = Study.planned(study, preset, overrides, arm)
+    opened = Study.open(study, preset, overrides, arm, save=False)
     if iteration is not None:
         _check_iteration(iteration, opened)
         opened.config.for_arm(arm)  # one arm, not several

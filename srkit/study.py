@@ -136,29 +136,17 @@ class Study:
         overrides: str = "",
         arm: str = "",
         change: bool = False,
+        save: bool = True,
     ) -> Study:
         """Open a study, or make it where there is none.
 
         An existing study keeps its settings: a preset or overrides that say otherwise are refused
         unless `change` is true, and then stale steps run again. A new one needs `preset`. Its arms
         are those begun and those named in `arm` (commas between several), or else the paper's.
+        Without `save`, `save_settings` is left to the caller, who may have more to check.
 
         Raises: SrkitError if there is no study and no preset, or the settings differ.
         """
-        study = cls.planned(path, preset, overrides, arm, change)
-        study.save_settings()
-        return study
-
-    @classmethod
-    def planned(
-        cls,
-        path: str | Path,
-        preset: str = "",
-        overrides: str = "",
-        arm: str = "",
-        change: bool = False,
-    ) -> Study:
-        """As `open`, but `save_settings` is left to the caller, who may have more to check."""
         path = Path(path)
         asked = [name.strip() for name in arm.split(",") if name.strip()]
         for name in asked:
@@ -172,7 +160,10 @@ class Study:
         else:
             config = _merge(path, stored, preset, overrides, change)
         arms = tuple(name for name in ARMS if name in asked or _begun(path, name))
-        return cls(path, config, arms or (PAPER_ARM,))
+        study = cls(path, config, arms or (PAPER_ARM,))
+        if save:
+            study.save_settings()
+        return study
 
     def save_settings(self) -> None:
         """Write the settings to `study.yaml`, unless they stand there."""

@@ -55,13 +55,13 @@ def executed(monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_with_one_line(number, code, srkit, tmp_path, monkeypatch):
-    def interrupted(*args):
+    def interrupted(*_, **__):
         os.kill(os.getpid(), getattr(signal, number))
         time.sleep(5)
 
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
-    monkeypatch.setattr(Study, "planned", interrupted)
+    monkeypatch.setattr(Study, "open", interrupted)
     try:
         said = srkit("make", "--study", tmp_path / "s", "--preset", "tiny")
     finally:
