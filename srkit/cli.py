@@ -357,7 +357,7 @@ def doctor() -> None:
 @app.command()
 def figures(study: StudyArgument) -> None:
     """Draw all figures of a study again, from its tables alone."""
-    from srkit.report import draw_figures
+    from srkit.drawings import draw_figures
     from srkit.study import Study
 
     for stem in draw_figures(Study.open(study)):

@@ -85,7 +85,7 @@ def show(title: str, text: str) -> None:
 
 def draw(study: Study, name: str) -> Figure:
     """Draw one of the study's figures into its `figures/`, and show it."""
-    from srkit.report import draw_figure
+    from srkit.drawings import draw_figure
 
     return draw_figure(study, name)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srkit import metrics, report
+from srkit import findings, metrics, report
 from srkit.config import SrkitError
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="a()">\x1b[31m\u202e&amp;'
@@ -35,7 +35,7 @@ def test_a_judge_is_called_better_only_where_its_interval_says_so(low, high, tol
         {"model": "M1", "metric": "pairwise_accuracy", "value": 0.6, "low": low, "high": high},
         {"model": "M1", "metric": "parse_rate", "value": 0.9, "low": 0.8, "high": 1.0},
     ]
-    (sentence,) = report._judging(pd.DataFrame(rows).assign(n=100))
+    (sentence,) = findings._judging(pd.DataFrame(rows).assign(n=100))
     assert sentence.endswith(f"{told}. 90 % of its judgements parse.")
     assert "60.0 % [" in sentence
 
@@ -43,23 +43,23 @@ def test_a_judge_is_called_better_only_where_its_interval_says_so(low, high, tol
 def test_no_difference_is_called_no_difference():
     row = {"model": "M2", "reference": "M1", "metric": "pairwise_accuracy", "value": 0.031}
     table = pd.DataFrame([row | {"low": -0.01, "high": 0.07, "prompts": 40}])
-    (sentence,) = report._changes(table)
+    (sentence,) = findings._changes(table)
     assert sentence == (
         "Judging, M2 against M1: +3.1 points [-1.0, +7.0], 40 prompts: no difference shown."
     )
 
 
 def test_an_undefined_rate_is_called_undefined():
-    assert report._rate({"value": None, "n": 0}) == "(undefined, n = 0)"
+    assert findings.rate({"value": None, "n": 0}) == "(undefined, n = 0)"
 
 
 def test_what_has_no_interval_is_said_to_have_none():
-    assert report._rate({"value": 1.0, "low": None, "high": np.nan, "n": 1}) == (
+    assert findings.rate({"value": 1.0, "low": None, "high": np.nan, "n": 1}) == (
         "100.0 % [no interval, n = 1]"
     )
     row = {"model": "M2", "reference": "M1", "metric": "pairwise_accuracy", "value": 0.0}
     table = pd.DataFrame([row | {"low": np.nan, "high": np.nan, "prompts": 40}])
-    (sentence,) = report._changes(table)
+    (sentence,) = findings._changes(table)
     assert sentence.endswith("+0.0 points [no interval], 40 prompts: no difference shown.")
 
 
@@ -67,7 +67,7 @@ def test_the_power_of_n_prompts_is_told_and_the_papers_is_not_ours():
     rows = [("M1", 1.0, 32, True, None), ("M0", 0.5, 32, True, 0.68), ("M0", 0.5, 64, False, 0.6)]
     rows.append(("GPT-4 (the paper)", 0.33, 256, True, 0.57))
     table = pd.DataFrame(rows, columns=["referee", "tie_share", "n", "here", "win_rate"])
-    silent, other = report._power(table)
+    silent, other = findings._power(table)
     assert silent.startswith("With 32 prompts and 100 % ties, no win rate that referee M1")
     assert "referee M0 would show a win rate of 68 % or more" in other
 

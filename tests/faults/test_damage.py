@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from srkit import metrics, notebook, report
+from srkit import drawings, metrics, notebook
 from srkit import study as module
 from srkit.config import SrkitError
 from srkit.study import Study, append_line
@@ -291,7 +291,7 @@ def test_no_figure_is_drawn_from_a_table_that_was_changed(full, figure):
     text = file.read_text()
     number = next(i for i, letter in enumerate(text) if letter.isdigit() and letter != "9")
     file.write_text(f"{text[:number]}9{text[number + 1 :]}")  # a figure could be drawn from it
-    for draw in (report.draw_figure, notebook.draw):
+    for draw in (drawings.draw_figure, notebook.draw):
         with pytest.raises(SrkitError, match=f"{file.name} is not what the manifest names"):
             draw(full, figure)
     if step.startswith("metrics/"):
@@ -302,11 +302,11 @@ def test_no_figure_is_drawn_from_a_table_that_was_changed(full, figure):
 
 def test_no_figure_is_drawn_from_numbers_of_other_tables(full, make):
     """The metrics are as they were made, but one of the tables behind them was made anew."""
-    report.draw_figure(full, "constraints")
+    drawings.draw_figure(full, "constraints")
     (full.path / "M1/responses.jsonl").unlink()
     make(full, "M1/responses", [{"id": "another"}])
     with pytest.raises(SrkitError, match=r"other tables .*M1/responses\.jsonl.*notebook 12_win"):
-        report.draw_figure(full, "constraints")
+        drawings.draw_figure(full, "constraints")
     (full.path / "M1/responses.jsonl").unlink()
     make(full, "M1/responses")  # as it was
-    report.draw_figure(full, "constraints")
+    drawings.draw_figure(full, "constraints")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from srkit import metrics, report
+from srkit import drawings, metrics, report
 from srkit import study as module
 from srkit.config import Model, Sft, SrkitError
 from srkit.notebook import finish
@@ -168,15 +168,15 @@ def test_an_adapter_on_a_full_disk(mounted, tmp_path):
 def test_a_figure_on_a_full_disk_leaves_the_earlier_one_whole(disk, full, ending):
     shutil.copytree(full.path, disk.path / "study")
     study = Study.open(disk.path / "study")
-    report.draw_figure(study, "constraints")
+    drawings.draw_figure(study, "constraints")
     file = study.path / "figures" / f"constraints.{ending}"
     expected = file.read_bytes()
     file.write_bytes(b"an earlier one\n")
     disk.leave(0, file.with_name(f"{file.name}.new"))
-    refused(lambda: report.draw_figure(study, "constraints"), study.path / "figures")
+    refused(lambda: drawings.draw_figure(study, "constraints"), study.path / "figures")
     assert file.read_bytes() == b"an earlier one\n"
     disk.clear()
-    report.draw_figure(study, "constraints")
+    drawings.draw_figure(study, "constraints")
     assert file.read_bytes() == expected
 
 
@@ -217,7 +217,7 @@ def test_a_notebook_on_a_full_disk(mounted):
 def test_a_finished_study_can_be_read_where_nothing_can_be_written(full, read_only):
     names = ("constraints", "training_sft", "training_dpo")
     for name in names:
-        report.draw_figure(full, name)
+        drawings.draw_figure(full, name)
     finish(full, "12_win_rates_numbers", {"n": 3})
     before = {p: p.read_bytes() for p in full.path.rglob("*") if p.is_file()}
     read_only(full.path)
@@ -228,7 +228,7 @@ def test_a_finished_study_can_be_read_where_nothing_can_be_written(full, read_on
     assert metrics.load(study, "win_rates")["constraints"]["n"].tolist() == [8]
     assert study.adapter("M1").is_dir()
     for name in names:
-        report.draw_figure(study, name)  # the same bytes as those that lie there
+        drawings.draw_figure(study, name)  # the same bytes as those that lie there
     assert report.make_report(study) == study.path / "report.html"
     finish(study, "12_win_rates_numbers", {"n": 3})
     done = srkit("status", study.path)
@@ -244,7 +244,7 @@ def test_what_has_to_write_refuses_clearly(full, read_only):
     attempts = {
         "table": lambda: full.make_table("seed/eft", ITEMS, work, CHUNK),
         "settings": lambda: Study.open(full.path, overrides="dpo.beta=1", change=True),
-        "figure": lambda: report.draw_figure(full, "constraints"),
+        "figure": lambda: drawings.draw_figure(full, "constraints"),
         "numbers": lambda: finish(full, "10_new", {"n": 3}),
         "run": lambda: full.running().__enter__(),
         "new study": lambda: Study.open(full.path / "another", "tiny"),

@@ -1,0 +1,193 @@
+"""The figures of a study: which there are, from which tables, and what to say below each.
+
+`figures/<name>.{png,svg,pdf,csv}` are drawn from finished tables; no model is loaded. How a figure
+looks is in `srkit.figures`.
+
+    srkit figures runs/first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from srkit import breakdowns, figures, metrics, signals
+from srkit.plan import SEED_MODELS, model_after
+from srkit.study import Study
+
+Drawing = tuple[Figure, pd.DataFrame]
+
+# Figures that show one table: what draws it, the analysis and the table's name there.
+SIMPLE = {
+    "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
+    "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
+    "constraints": (figures.constraint_pass_rates, "win_rates", "constraints"),
+    "controls": (figures.controls, "win_rates", "controls"),
+    "length_trend": (figures.length_trend, "length_drift", "by_model"),
+    "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
+    "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
+    "answer_form": (figures.answer_form, "length_drift", "by_model"),
+    "score_and_length": (figures.score_and_length, "length_drift", "score_and_length"),
+    "equal_length": (figures.equal_length, "length_drift", "equal_length"),
+    "data_map": (figures.data_map, "data_distribution", "map"),
+    "prompt_novelty": (figures.prompt_novelty, "data_distribution", "novelty"),
+    "breakdown_judging": (figures.judging_breakdown, "breakdowns", "judging"),
+}
+MATCHES = ("head_to_head", "referee_card")
+TOPICS = ("topics", "topic_drift")
+
+CAPTIONS = {
+    "reward_accuracy": "How well each model judges the held-out responses: agreement of its scores "
+    "with the order of the seed, against chance and against a judge that only counts characters.",
+    "judge_scores": "The scores that each judge gave, on the held-out responses (models) and on "
+    "its own candidates (iterations), with the share that did not parse.",
+    "win_rates": "Comparisons of answers to the same test prompts by the referee, in both orders; "
+    "where the orders disagree it is a tie.",
+    "strengths": "Win rates as they are and as they would be if both answers were equally long (a "
+    "logistic regression; AlpacaEval's term for the difficulty of an instruction is dropped), and "
+    "Bradley-Terry strengths from all comparisons at once.",
+    "constraints": "Share of checkable constraints that the answers meet: no judge is involved.",
+    "controls": "The oracle's score: the share of its constraints that answers to the test prompts "
+    "meet. Trained on the oracle's preferences it must rise, or the machine is broken; trained on "
+    "coin flips it must not. (Coins agree with something by chance, length above all, and that is "
+    "learned: the interval is over prompts and does not know how another draw would drift.)",
+    "length_trend": "Length of the answers to the test prompts; the paper's values are in a panel "
+    "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
+    "length_distributions": "Distribution of answer lengths, with medians.",
+    "chosen_rejected": "Length of the chosen and the rejected responses of each iteration.",
+    "answer_form": "Form of the answers: sentences, list items, headings, and the share of 4-grams "
+    "of words that an answer repeats.",
+    "score_and_length": "How far each judge's score follows length and the seed's grade of quality "
+    "on the held-out rankings, each also with the other held equal.",
+    "equal_length": "What is left at equal length: win rates, accuracy and score gaps among texts "
+    "whose lengths differ by at most so much.",
+    "data_map": "What the models are trained on (paper Fig. 6): IFT, EFT and the self-made data.",
+    "prompt_novelty": "How near prompts come to the nearest one of the seed, of earlier iterations "
+    "and of the test prompts; IFT and EFT against themselves say what is usual.",
+    "prompt_topics": "What prompts are about, by k-means over all of them, and how far the "
+    "self-made ones have drifted, beside what chance gives.",
+    "breakdown_task": "Answers by task, beside the paper's Fig. 4. Pale groups are too small to "
+    "say anything.",
+    "breakdown_complexity": "Answers by complexity of the prompt, beside the paper's Fig. 11 (a).",
+    "breakdown_expected_length": "Answers by the length that the prompt asks for, beside the "
+    "paper's Fig. 11 (b).",
+    "breakdown_judging": "Judging of the held-out rankings by task.",
+    "loop_signals": "The signals of the loop, iteration by iteration. KL to M1 is not measured.",
+    "funnel": "What each filter of the iteration kept and dropped, and why.",
+    "training_sft": "Loss of supervised fine-tuning.",
+    "training_dpo": "DPO on the pairs of each iteration: about the training pairs only.",
+}
+
+
+def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
+    """Every figure of a study by name, as a function that draws it from finished tables."""
+    table = partial(metrics.table, study)
+    made = {
+        name: _drawing(draw, partial(table, analysis, of))
+        for name, (draw, analysis, of) in SIMPLE.items()
+    }
+    made["win_rates"] = partial(_two, figures.head_to_head, table, "win_rates", *MATCHES)
+    made["strengths"] = _drawing(figures.strengths, partial(_strengths, table))
+    made["prompt_topics"] = partial(
+        _two, figures.prompt_topics, table, "data_distribution", *TOPICS
+    )
+    for label in breakdowns.LABELS:
+        by_label = partial(figures.breakdown, label=label)
+        made[f"breakdown_{label}"] = _drawing(by_label, partial(table, "breakdowns", "answers"))
+    return made | _of_loops(study) | _of_trainings(study) | _of_iterations(study)
+
+
+def _drawing(draw: Callable, frame: Callable[[], pd.DataFrame]) -> Callable[[], Drawing]:
+    def both() -> Drawing:
+        rows = frame()
+        return draw(rows), rows
+
+    return both
+
+
+def _two(draw: Callable, table: Callable, analysis: str, main: str, beside: str) -> Drawing:
+    """A figure of two tables; the first one is its csv."""
+    rows = table(analysis, main)
+    return draw(rows, table(analysis, beside)), rows
+
+
+def _strengths(table: Callable) -> pd.DataFrame:
+    return pd.concat([table("win_rates", name) for name in ("measures", "strengths")])
+
+
+def _of_loops(study: Study) -> dict[str, Callable[[], Drawing]]:
+    rounds = range(1, study.config.iterations + 1)
+    return {
+        f"loop_signals_{arm}": _drawing(figures.loop_signals, partial(loop_signals, study, arm))
+        for arm in study.arms
+        if all(study.has(f"{arm}/iter-{t}/pairs") for t in rounds)
+    }
+
+
+def _of_trainings(study: Study) -> dict[str, Callable[[], Drawing]]:
+    trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
+    methods = {
+        "sft": [m for m in trained if m in SEED_MODELS],
+        "dpo": [m for m in trained if m not in SEED_MODELS],
+    }
+    return {
+        f"training_{method}": _drawing(
+            figures.training_curves, partial(study.training_log, *models)
+        )
+        for method, models in methods.items()
+        if models
+    }
+
+
+def _of_iterations(study: Study) -> dict[str, Callable[[], Drawing]]:
+    return {
+        f"funnel_{folder.replace('/', '_')}": _drawing(
+            figures.iteration_funnel, partial(funnel_counts, study, folder)
+        )
+        for folder in metrics.iterations(study)
+        if study.has(f"{folder}/pairs")
+    }
+
+
+def funnel_counts(study: Study, folder: str) -> pd.DataFrame:
+    """What each step of an iteration kept and dropped, for `figures.iteration_funnel`."""
+    tables = ("prompts", "candidates", "judgements", "pairs")
+    return figures.funnel_counts(*(study.frame(f"{folder}/{name}") for name in tables))
+
+
+def loop_signals(study: Study, arm: str) -> pd.DataFrame:
+    """The signals of an arm's iterations, for `figures.loop_signals`, from tables and manifest."""
+    records, iterations, costs = study.records(), {}, []
+    for t in range(1, study.config.iterations + 1):
+        folder, model = f"{arm}/iter-{t}", model_after(study.config.for_arm(arm), arm, t)
+        tables = {name: study.frame(f"{folder}/{name}") for name in ("judgements", "pairs")}
+        log = study.training_log(model) if study.has(f"{model}/adapter") else pd.DataFrame()
+        iterations[folder] = {**tables, "training": log}
+        steps = {name: [f"{folder}/{name}"] for name in ("prompts", "candidates", "judgements")}
+        steps["training"] = [f"{model}/adapter"]
+        steps["measures"] = [f"{model}/{n}" for n in ("judgements", "responses", "comparisons")]
+        for part, names in steps.items():
+            found = [records[name] for name in names if name in records]
+            spent = {c: sum(r.get(c) or 0 for r in found) for c in ("seconds", "tokens")}
+            costs.append({"name": folder, "part": part, **spent})
+    config = study.config
+    return signals.loop_signals(iterations, costs, config.eval.resamples, config.random_seed)
+
+
+def draw_figure(study: Study, name: str) -> Figure:
+    """Draw one figure into the study's `figures/` (png, svg, pdf, csv) and return it."""
+    figure, frame = drawings(study)[name]()
+    figures.save(figure, frame, study.path / "figures" / name)
+    return figure
+
+
+def draw_figures(study: Study) -> list[Path]:
+    """Draw all figures of a finished study; returns their paths without endings."""
+    names = drawings(study)
+    for name in names:
+        draw_figure(study, name)
+    return [study.path / "figures" / name for name in names]

@@ -1,0 +1,200 @@
+"""What a study shows and does not show, in sentences.
+
+Surprising decision: they are chosen by intervals, not by signs: a difference whose 95 % interval
+contains nothing-changed is reported as not shown.
+
+    python -c "from srkit import findings, study; \\
+        print(*findings.findings(study.Study.open('runs/first')), sep='\\n')"
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from srkit import metrics
+from srkit.headtohead import MATCH
+from srkit.study import Row, Study
+
+
+def findings(study: Study) -> list[str]:
+    """What the study shows and does not show, one plain sentence per question, with intervals."""
+    accuracy = metrics.load(study, "reward_accuracy")
+    lengths = metrics.load(study, "length_drift")
+    wins = metrics.load(study, "win_rates")
+    texts = metrics.load(study, "data_distribution")
+    return [
+        *_judging(accuracy["accuracy"]),
+        *_changes(accuracy["differences"]),
+        *_matches(wins["head_to_head"], metrics.table(study, "win_rates", "measures")),
+        *_power(metrics.table(study, "win_rates", "power")),
+        *_card(wins["referee_card"]),
+        *_constraints(wins["constraints"]),
+        *_controls(wins["controls"]),
+        *_lengths(lengths["by_model"]),
+        *_score_and_length(lengths["score_and_length"]),
+        *_equal_length(lengths["equal_length"]),
+        *_leaks(texts["novelty"]),
+        *_topic_drift(texts["topic_drift"]),
+    ]
+
+
+def _judging(table: pd.DataFrame) -> list[str]:
+    rows = table[table["metric"] == "pairwise_accuracy"].set_index("model")
+    parsed = table[table["metric"] == "parse_rate"].set_index("model")["value"]
+    told = []
+    for model, row in rows.iterrows():
+        if model == "length alone" or pd.isna(row["value"]):
+            continue
+        verdict = _against(row, 0.5, "above chance", "below chance", "not told from chance")
+        told.append(
+            f"As a judge, {model} orders {rate(row)} of the untied held-out pairs as the seed "
+            f"does: {verdict}. {100 * parsed[model]:.0f} % of its judgements parse."
+        )
+    return told
+
+
+def _changes(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table[table["metric"] == "pairwise_accuracy"].to_dict("records"):
+        if pd.isna(row["value"]):
+            continue
+        verdict = _against(row, 0, "better", "worse", "no difference shown")
+        told.append(
+            f"Judging, {row['model']} against {row['reference']}: {100 * row['value']:+.1f} points "
+            f"[{_interval(row, '+.1f')}], {row['prompts']:.0f} prompts: {verdict}."
+        )
+    return told
+
+
+def _matches(table: pd.DataFrame, measures: pd.DataFrame) -> list[str]:
+    told = []
+    controlled = measures[measures["measure"] == "win_rate_length_controlled"]
+    at_equal_length = controlled.set_index(MATCH).to_dict("index")
+    for row in table.to_dict("records"):
+        fair = at_equal_length[tuple(row[name] for name in MATCH)]
+        rate = {"value": row["win_rate"], "low": row["win_rate_low"], "high": row["win_rate_high"]}
+        verdict = _against(rate, 0.5, "preferred", "not preferred", "no difference shown")
+        told.append(
+            f"Answers of {row['left']} against {row['right']} (referee {row['referee']}): win rate "
+            f"{rate(rate | {'n': row['n']})}, ties half ({row['wins']} wins, {row['ties']} ties, "
+            f"{row['losses']} losses): {verdict}. At equal length {rate(fair)}."
+        )
+    return told
+
+
+def _power(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table[table["here"] & ~table["referee"].str.endswith("(the paper)")].to_dict(
+        "records"
+    ):
+        words = f"With {row['n']} prompts and {100 * row['tie_share']:.0f} % ties, "
+        if pd.isna(row["win_rate"]):
+            words += (
+                f"no win rate that referee {row['referee']} could give would show a difference."
+            )
+        else:
+            words += (
+                f"referee {row['referee']} would show a win rate of {100 * row['win_rate']:.0f} % "
+                "or more (or as far below one half) in four of five studies; smaller ones seldom."
+            )
+        told.append(words)
+    return told
+
+
+def _card(table: pd.DataFrame) -> list[str]:
+    rows = table.set_index("metric").to_dict("index")
+    accuracy, consistency = rows["accuracy"], rows["position_consistency"]
+    verdict = _against(accuracy, 0.5, "above a coin", "below a coin", "not told from a coin")
+    return [
+        f"The referee itself agrees with the seed on {rate(accuracy)} of held-out pairs "
+        f"({verdict}) and keeps its verdict when the order is swapped in {rate(consistency)}. "
+        "Win rates are worth as much as that."
+    ]
+
+
+def _constraints(table: pd.DataFrame) -> list[str]:
+    if table.empty:
+        return ["No test prompt carries a constraint that a program could check."]
+    rows = table[table["kind"] == "all constraints"].to_dict("records")
+    each = ", ".join(f"{row['model']} {rate(row)}" for row in rows)
+    return [f"Checkable constraints met: {each}."] if rows else []
+
+
+def _controls(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.dropna(subset="difference").to_dict("records"):
+        change = {"low": row["difference_low"], "high": row["difference_high"]}
+        told.append(
+            f"The oracle's score of {row['model']} against {row['reference']}: "
+            f"{100 * row['difference']:+.1f} points [{_interval(change, '+.1f')}], "
+            f"{row['n']} prompts: "
+            f"{_against(change, 0, 'higher', 'lower', 'no difference shown')}."
+        )
+    return told
+
+
+def _lengths(table: pd.DataFrame) -> list[str]:
+    rows = table[table["unit"] == "characters"].to_dict("records")
+    each = ", ".join(
+        f"{row['model']} {row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]" for row in rows
+    )
+    return [f"Mean answer length in characters: {each}."] if rows else []
+
+
+def _score_and_length(table: pd.DataFrame) -> list[str]:
+    rows = table[table["quantity"] == "score and length, quality equal"].dropna(subset="value")
+    return [
+        f"At equal quality, scores of {row['name']} and length correlate by {row['value']:+.2f} "
+        f"[{row['low']:+.2f}, {row['high']:+.2f}], {row['n']} prompts: "
+        f"{_against(row, 0, 'it likes length', 'it likes brevity', 'no relation shown')}."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _equal_length(table: pd.DataFrame) -> list[str]:
+    rows = table[(table["quantity"] == "win rate") & (table["against"] == "baseline")]
+    rows = rows[rows["within"] == 0.25].dropna(subset="value")
+    return [
+        f"Where answers of {row['name']} and the baseline differ by at most 25 % in length: win "
+        f"rate {rate(row)}: "
+        f"{_against(row, 0.5, 'preferred', 'not preferred', 'no difference shown')}."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _leaks(table: pd.DataFrame) -> list[str]:
+    asked = (table["quantity"] == "near-duplicates") & (table["against"] == "the test prompts")
+    rows = table[asked].dropna(subset="value")
+    each = ", ".join(f"{row['name']} {rate(row)}" for row in rows.to_dict("records"))
+    return [f"Self-made prompts that nearly repeat a test prompt: {each}."] if each else []
+
+
+def _topic_drift(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table.dropna(subset="distance").to_dict("records"):
+        verdict = "they differ" if row["distance"] > row["by_chance_high"] else "no drift shown"
+        told.append(
+            f"Topics of the prompts of {row['name']} ({row['n']}) against those of "
+            f"{row['against']} ({row['references']}): distance {row['distance']:.2f}, by chance up "
+            f"to {row['by_chance_high']:.2f}: {verdict}."
+        )
+    return told
+
+
+def rate(row: Row) -> str:
+    """A share with its 95 % interval and n, in per cent: `61.4 % [54.3, 68.8, n = 189]`."""
+    n = f", n = {row['n']:.0f}" if "n" in row else ""
+    if row["value"] is None or pd.isna(row["value"]):
+        return f"(undefined{n})"
+    return f"{100 * row['value']:.1f} % [{_interval(row, '.1f')}{n}]"
+
+
+def _interval(row: Row, form: str) -> str:
+    """Both ends in per cent, where there is an interval."""
+    ends = (row["low"], row["high"])
+    known = all(end is not None and not pd.isna(end) for end in ends)
+    return ", ".join(f"{100 * end:{form}}" for end in ends) if known else "no interval"
+
+
+def _against(row: Row, nothing: float, above: str, below: str, unclear: str) -> str:
+    return above if row["low"] > nothing else below if row["high"] < nothing else unclear
