@@ -32,7 +32,7 @@ def findings(study: Study) -> list[str]:
         *_controls(wins["controls"]),
         *_lengths(lengths["by_model"]),
         *_score_and_length(lengths["score_and_length"]),
-        *_equal_length(lengths["equal_length"]),
+        *(_equal_length(lengths["equal_length"]) if _decides(wins["head_to_head"]) else []),
         *_leaks(texts["novelty"]),
         *_topic_drift(texts["topic_drift"]),
     ]
@@ -67,19 +67,30 @@ def _changes(table: pd.DataFrame) -> list[str]:
 
 
 def _matches(table: pd.DataFrame, measures: pd.DataFrame) -> list[str]:
+    """A sentence per pair of models, but only one where a referee told nothing apart."""
+    if not _decides(table):
+        return [
+            f"All {games['n'].sum()} verdicts of referee {referee} are ties: its win rates, also "
+            "at equal length, say nothing about the models."
+            for referee, games in table.groupby("referee", sort=False)
+        ]
     told = []
     controlled = measures[measures["measure"] == "win_rate_length_controlled"]
     at_equal_length = controlled.set_index(MATCH).to_dict("index")
     for row in table.to_dict("records"):
         fair = at_equal_length[tuple(row[name] for name in MATCH)]
-        rate = {"value": row["win_rate"], "low": row["win_rate_low"], "high": row["win_rate_high"]}
-        verdict = _against(rate, 0.5, "preferred", "not preferred", "no difference shown")
+        won = {"value": row["win_rate"], "low": row["win_rate_low"], "high": row["win_rate_high"]}
+        verdict = _against(won, 0.5, "preferred", "not preferred", "no difference shown")
         told.append(
             f"Answers of {row['left']} against {row['right']} (referee {row['referee']}): win rate "
-            f"{rate(rate | {'n': row['n']})}, ties half ({row['wins']} wins, {row['ties']} ties, "
+            f"{rate(won | {'n': row['n']})}, ties half ({row['wins']} wins, {row['ties']} ties, "
             f"{row['losses']} losses): {verdict}. At equal length {rate(fair)}."
         )
     return told
+
+
+def _decides(games: pd.DataFrame) -> bool:
+    return games.empty or bool(games[["wins", "losses"]].to_numpy().any())
 
 
 def _power(table: pd.DataFrame) -> list[str]:

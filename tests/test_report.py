@@ -63,6 +63,17 @@ def test_what_has_no_interval_is_said_to_have_none():
     assert sentence.endswith("+0.0 points [no interval], 40 prompts: no difference shown.")
 
 
+def test_a_referee_that_ties_everything_is_told_once():
+    pair = {"left": "M1", "right": "baseline", "referee": "M0", "n": 32, "ties": 32}
+    pair |= {"win_rate": 0.5, "win_rate_low": 0.4, "win_rate_high": 0.6, "wins": 0, "losses": 0}
+    rate = {"measure": "win_rate_length_controlled", "value": 0.5, "low": 0.4, "high": 0.6, "n": 32}
+    games, measures = pd.DataFrame([pair, pair | {"left": "M2"}]), pd.DataFrame([pair | rate])
+    (sentence,) = findings._matches(games, measures)
+    assert sentence.startswith("All 64 verdicts of referee M0 are ties")
+    (sentence,) = findings._matches(games[:1].assign(wins=1, ties=31), measures)
+    assert "50.0 % [40.0, 60.0, n = 32], ties half (1 wins, 31 ties, 0 losses)" in sentence
+
+
 def test_the_power_of_n_prompts_is_told_and_the_papers_is_not_ours():
     rows = [("M1", 1.0, 32, True, None), ("M0", 0.5, 32, True, 0.68), ("M0", 0.5, 64, False, 0.6)]
     rows.append(("GPT-4 (the paper)", 0.33, 256, True, 0.57))
