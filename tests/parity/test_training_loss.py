@@ -83,8 +83,10 @@ def _gradients(model) -> dict[str, torch.Tensor]:
 def _assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        assert value.abs().max() > 0
-        torch.testing.assert_close(ours[name], value, atol=2e-6, rtol=1e-4)
+        scale = float(value.abs().max())
+        assert scale > 0
+        # a small element is a difference of large ones, so rounding is measured by the largest
+        torch.testing.assert_close(ours[name], value, atol=1e-5 * scale, rtol=1e-4)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
@@ -116,7 +118,7 @@ def test_dpo_logs_what_trl_logs(tokenizer, tmp_path):
     for name in set(train.LOGGED.values()) - {"loss", "learning_rate", "seconds"}:
         expected = theirs._metrics["eval"][name]
         found = ours._metrics["eval"][name]  # of each pair, not of each micro-batch
-        assert [sum(found) / len(PAIRS)] == pytest.approx(expected, abs=1e-5), name
+        assert [sum(found) / len(PAIRS)] == pytest.approx(expected, rel=1e-6, abs=1e-5), name
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
