@@ -19,11 +19,14 @@ $(STAMP): pyproject.toml constraints.txt tools/install.sh
 study: $(STAMP)
 	$(BIN)/srkit run --preset $(PRESET) --study $(STUDY)
 
+# Two processes, a whole file each at a time: files share studies that are dear to make.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15
+
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-full: $(STAMP) lint
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ the account of it at the end.
 import random
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ def account(request):
     """The account of all kills of this module, told at its end."""
     account = Account()
     yield account
-    tell = request.config.pluginmanager.get_plugin("terminalreporter").write_line
-    tell(f"\n{account.table()}")
+    # a worker of pytest-xdist has no terminal of its own, but it shares the standard error
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{account.table()}", file=sys.stderr, flush=True)
 
 
 def death(how: str, step: str, events: list[dict], rng: random.Random) -> dict:
