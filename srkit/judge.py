@@ -8,7 +8,12 @@ prefill, never unparsable (as d-RLAIF, arXiv 2309.00267, and G-Eval, arXiv 2303.
 Surprising decision: what does not parse has the score None. It is counted, never a number, and
 so can never become the rejected response.
 
-    python -c "from srkit.judge import rank_score; print([rank_score(r, 3) for r in range(3)])"
+`judge_responses` judges plain rows, without a study; `make_judgements` makes a study's table.
+
+    python -c "from srkit.judge import *; from srkit.models import load_policy; \\
+        from srkit.config import Model; row = dict(prompt_id='p', prompt='Name a planet.'); \\
+        print(judge_responses(load_policy(Model(name='tiny')), \\
+        [{**row, 'response_id': 'r', 'response': 'Mars'}], method='expected'))"
 """
 
 from __future__ import annotations
@@ -17,17 +22,24 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from srkit import human
-from srkit.config import Judge, SrkitError
+from srkit.config import Judge, SrkitError, build
 from srkit.constraints import parse, points
-from srkit.engine import Sampling, open_engine
+from srkit.engine import Engine, Sampling, open_engine
 from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
+from srkit.reading import require_rows
 from srkit.study import Row, Study, derive_seed, kept
+
+if TYPE_CHECKING:
+    from srkit.models import Policy
+
+PLAIN = ("prompt_id", "response_id", "prompt", "response")  # what `judge_responses` reads
+UNASKED = ("random", "human", "oracle")  # no model is asked
 
 # --- EFT targets: what M1 learns to write --------------------------------------------------------
 
@@ -122,7 +134,7 @@ def make_eft_targets(study: Study) -> list[Row]:
     if source == "self":
         step = "baseline/eft_judgements"
         draws = config.sft.eft_samples
-        for row in judge_responses(study, step, "baseline", ranked, draws, method="sampled"):
+        for row in make_judgements(study, step, "baseline", ranked, draws, method="sampled"):
             own[row["response_id"]].append(row)
 
     def targets(prompts: Sequence[list[Row]], _: list[Row]) -> list[Row]:
@@ -156,6 +168,40 @@ def survival(rows: list[Row]) -> dict[str, int]:
 
 
 def judge_responses(
+    policy: Policy | Engine,
+    rows: Sequence[Row],
+    rubric: str = "additive",
+    samples: int = 3,
+    method: Literal["sampled", "expected"] = "sampled",
+    seed: int = 0,
+    **sampling: float,
+) -> list[Row]:
+    """Judge plain rows by a model, without a study: K judgements per response, in order.
+
+    `policy` is what `models.open_policy` or `models.load_policy` returns, or any engine. `rows`
+    have prompt_id, response_id (of one row each), prompt and response. `sampling` may hold
+    temperature, top_p and max_tokens; all defaults are those of `config.Judge`. An expected score
+    needs no second draw, so it is one row per response, whatever `samples` says.
+
+    Returns rows of response_id, prompt_id, sample (0 .. K-1), score (None where none can be read),
+    text (None if expected), tokens, truncated, as a study's table has them. The same seed gives the
+    same draws, whatever other rows there are.
+
+    Raises: SrkitError for no rows, a missing column, an id that stands twice, an illegal setting.
+    """
+    given = {"rubric": rubric, "method": method, "samples": samples, **sampling}
+    settings = build({"judge": given}, {}, "judge_responses").judge
+    require_rows(rows, PLAIN, "judge_responses", unique="response_id")
+    if not hasattr(policy, "score_options"):
+        from srkit.generate import HfEngine
+
+        policy = HfEngine(policy)
+    named = [{**row, "id": row["response_id"]} for row in rows]
+    seeds = _seeds(seed, "judge_responses", named, settings)
+    return _rows(named, _ASKED[method](policy, named, seeds, settings))
+
+
+def make_judgements(
     study: Study,
     step: str,
     model: str,
@@ -171,7 +217,7 @@ def judge_responses(
     """
     settings = study.settings(study.step(step)).judge
     method = method or settings.method
-    if settings.source in ("random", "human", "oracle") and "/iter-" in step:
+    if settings.source in UNASKED and "/iter-" in step:
         method = settings.source
 
     def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
@@ -189,22 +235,22 @@ def draw_judgements(
     samples: int | None = None,
     method: str | None = None,
 ) -> list[Row]:
-    """The rows of `judge_responses`, without a table; `name` is where their seeds come from."""
-    draws = {
-        "expected": _expected_scores,
-        "sampled": _sampled_scores,
-        "random": _random_scores,
-        "human": _human_scores,
-        "oracle": partial(_oracle_scores, parse(study.config.arms.oracle)),
-    }
+    """The rows of `make_judgements`, without a table; `name` is where their seeds come from."""
     method = method or settings.method
-    once = method in ("expected", "human", "oracle")  # another draw would say the same
-    count = 1 if once else samples or settings.samples
-    seeds = [
-        [derive_seed(study.config.random_seed, name, row["id"], k) for k in range(count)]
-        for row in responses
-    ]
-    drawn = draws[method](study, model, responses, seeds, settings)
+    given = {"samples": samples or settings.samples, "method": method}
+    seeds = _seeds(study.config.random_seed, name, responses, settings.model_copy(update=given))
+    if method in UNASKED:
+        return _rows(responses, _unasked(study, method, responses, seeds, settings))
+    return _rows(responses, _ASKED[method](open_engine(study, model), responses, seeds, settings))
+
+
+def _seeds(seed: int, name: str, responses: Sequence[Row], settings: Judge) -> list[list[int]]:
+    # another draw of these would say the same
+    count = 1 if settings.method in ("expected", "human", "oracle") else settings.samples
+    return [[derive_seed(seed, name, row["id"], k) for k in range(count)] for row in responses]
+
+
+def _rows(responses: Sequence[Row], drawn: list[list[Row]]) -> list[Row]:
     return [
         {
             "id": f"{row['id']}@{k}",
@@ -225,10 +271,9 @@ def _prompts(part: Sequence[Row], settings: Judge) -> list:
     ]
 
 
-def _sampled_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
+def _sampled_scores(engine: Engine, part, seeds, settings: Judge) -> list[list[Row]]:
     sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, SCORE_STOP)
-    prompts = _prompts(part, settings)
-    drawn = open_engine(study, model).sample(prompts, len(seeds[0]), sampling, seeds)
+    drawn = engine.sample(_prompts(part, settings), len(seeds[0]), sampling, seeds)
     return [
         [
             {
@@ -243,12 +288,12 @@ def _sampled_scores(study: Study, model: str, part, seeds, settings: Judge) -> l
     ]
 
 
-def _expected_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
+def _expected_scores(engine: Engine, part, seeds, settings: Judge) -> list[list[Row]]:
     low, high = SCALES[settings.rubric]
     values = np.arange(low, high + 1)
     forced = {"role": "assistant", "content": "Score:"}
     prompts = [[*prompt, forced] for prompt in _prompts(part, settings)]
-    logs = open_engine(study, model).score_options(prompts, [f" {v}" for v in values])
+    logs = engine.score_options(prompts, [f" {v}" for v in values])
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))  # (responses, scores)
     expected = (weights * values).sum(axis=1) / weights.sum(axis=1)
     return [
@@ -264,16 +309,17 @@ def _expected_scores(study: Study, model: str, part, seeds, settings: Judge) -> 
     ]
 
 
-def _random_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
-    low, high = SCALES[settings.rubric]
-    return [[_unwritten(random.Random(seed).randint(low, high)) for seed in row] for row in seeds]
+_ASKED = {"expected": _expected_scores, "sampled": _sampled_scores}
 
 
-def _human_scores(study: Study, model: str, part, seeds, settings: Judge) -> list[list[Row]]:
-    return [[_unwritten(human.score(row["rank"]))] for row in part]
-
-
-def _oracle_scores(constraints, study: Study, model: str, part, seeds, settings: Judge):
+def _unasked(study: Study, method: str, part, seeds, settings: Judge) -> list[list[Row]]:
+    """Coin flips, the ranks of the seed, or points for constraints."""
+    if method == "random":
+        low, high = SCALES[settings.rubric]
+        return [[_unwritten(random.Random(s).randint(low, high)) for s in row] for row in seeds]
+    if method == "human":
+        return [[_unwritten(human.score(row["rank"]))] for row in part]
+    constraints = parse(study.config.arms.oracle)
     return [[_unwritten(points(row["text"], constraints))] for row in part]
 
 
@@ -289,13 +335,13 @@ def judge_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
     judge = study.policy_before(arm, iteration)
     if config.judge.source == "external":
         judge = config.arms.external_judge
-    return judge_responses(study, f"{folder}/judgements", judge, study.read(f"{folder}/candidates"))
+    return make_judgements(study, f"{folder}/judgements", judge, study.read(f"{folder}/candidates"))
 
 
 def judge_held_out(study: Study, model: str) -> list[Row]:
     """Step `<model>/judgements`: the model judges the held-out ranked responses."""
     samples = study.config.eval.judge_samples
-    return judge_responses(
+    return make_judgements(
         study, f"{model}/judgements", model, study.read("seed/eft_eval"), samples
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,34 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         reason = " ".join(str(error).split())
     raise SrkitError(f"{where} is not YAML: {reason}. Restore it, or correct that place.")
+
+
+def require_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Iterable[str], where: str, unique: str
+) -> None:
+    """Refuse plain rows that lack a column or a value in one, or of which two have one `unique`.
+
+    Raises: SrkitError that begins with `where`, also where there are no rows.
+    """
+    columns = tuple(columns)
+    legal = f"Every row needs {', '.join(columns)}"
+    if not len(rows):
+        raise SrkitError(f"{where}: there are no rows. {legal}.")
+    seen: dict[Any, int] = {}
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise SrkitError(f"{where}, row {number}: {shown(row)} is no mapping. {legal}.")
+        if missing := [name for name in columns if row.get(name) is None]:
+            names = ", ".join(missing)
+            has = ", ".join(shown(name) for name in row) or "nothing"
+            raise SrkitError(f"{where}, row {number}: no {names}; it has {has}. {legal}.")
+        key = row[unique]
+        if key in seen:
+            raise SrkitError(
+                f"{where}, row {number}: the {unique} {shown(key)} stands in row {seen[key]} "
+                f"already. Every row needs a {unique} of its own."
+            )
+        seen[key] = number
 
 
 class _Strict(yaml.SafeLoader):

@@ -17,6 +17,8 @@ paper does not say how it treats ties, failures or pooling, so all of that is re
   than two scored responses, is undefined and counted in `left_out`), and pooled over responses,
   with ranks as they are. Humans give 0 to the best; the sign is turned, so that +1 is agreement.
 
+`reward_metrics` measures plain rows, without a study.
+
     python -c "from srkit.reward_accuracy import METRICS; print(*METRICS)"
 """
 
@@ -24,7 +26,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,7 @@ import pandas as pd
 
 from srkit import stats
 from srkit.config import SrkitError
+from srkit.reading import require_rows, shown
 
 LENGTH_ALONE = "length alone"
 
@@ -65,6 +69,7 @@ PAPER = pd.DataFrame(
 JUDGEMENTS = ("response_id", "prompt_id", "sample", "score", "truncated")
 RANKINGS = ("id", "prompt_id", "rank", "response")
 TABLE = ("model", "metric", "value", "low", "high", "n", "unit", "prompts", "left_out", "chance")
+PLAIN = ("prompt_id", "response_id", "rank", "scores")  # what `reward_metrics` reads
 DIFFERENCES = ("model", "reference", "metric", "value", "low", "high", "prompts")
 NUMBERS = dict.fromkeys(("value", "low", "high"), float)
 
@@ -149,15 +154,61 @@ def accuracy_table(
     (units that could not count), chance (what a coin, or a random order, gets).
     """
     judges = {**judgements, LENGTH_ALONE: length_judgements(rankings)}
-    parts = []
-    for name, table in judges.items():
-        scored = score_rankings(rankings, table)
-        sums = _sums(scored)
-        rows = [_measure(sums[metric], metric, resamples, seed) for metric in METRICS]
-        rows += [_pooled(sums[m], m, len(scored), resamples, seed) for m in POOLED]
-        parts.append(pd.DataFrame(rows).assign(model=name))
-    table = pd.concat(parts, ignore_index=True).astype(NUMBERS)
-    return table.assign(chance=table["metric"].map(_chance(rankings)).astype(float))[list(TABLE)]
+    parts = [
+        _all_measures(score_rankings(rankings, table), resamples, seed).assign(model=name)
+        for name, table in judges.items()
+    ]
+    return pd.concat(parts, ignore_index=True)[list(TABLE)]
+
+
+def reward_metrics(
+    rows: Sequence[Mapping[str, Any]], resamples: int = stats.RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """All measures of one judge from plain rows, without a study: a row per measure.
+
+    `rows` have prompt_id, response_id (of one row each), rank (0 is best; equal ranks make no
+    pair) and scores: the K judgements of the response, each a number, or None if it could not be
+    read. Columns: metric, value, low, high (95 %, by prompt), n (in `unit`), unit, prompts,
+    left_out, chance, as `accuracy_table` has them.
+
+    The paper's five measures are pairwise accuracy, five_best, exact_match, spearman and kendall.
+    The three conventions for ties are three rows of pairwise accuracy (left out, half, wrong); in
+    the other measures ties are settled: they spoil an exact match, and correlations know them
+    (midranks, tau-b). `tie_rate` and `parse_rate` stand beside them. Missing values are NaN.
+
+    Raises: SrkitError for no rows, a missing column, an id that stands twice, a rank or score that
+    is no number.
+    """
+    require_rows(rows, PLAIN, "reward_metrics", unique="response_id")
+    scored = pd.DataFrame([_plain_row(row, number) for number, row in enumerate(rows, 1)])
+    table = _all_measures(scored.astype({"score": float}), resamples, seed)
+    return table[[name for name in TABLE if name != "model"]]
+
+
+def _plain_row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A row of `reward_metrics` as `score_rankings` has it."""
+    scores = row["scores"]
+    if isinstance(scores, str) or not isinstance(scores, Iterable):
+        raise SrkitError(
+            f"reward_metrics, row {number}: scores is {shown(scores)}, not a list of numbers and "
+            "None, one per judgement."
+        )
+    parsed = [s for s in scores if s is not None and s == s]  # NaN is not itself
+    for name, value in (("rank", row["rank"]), *(("a score", s) for s in parsed)):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise SrkitError(f"reward_metrics, row {number}: {name} is {shown(value)}, no number.")
+    made = {"id": row["response_id"], "prompt_id": row["prompt_id"], "rank": float(row["rank"])}
+    mean = round(math.fsum(parsed) / len(parsed), 9) if parsed else math.nan
+    return {**made, "score": mean, "parsed": len(parsed), "judgements": len(scores)}
+
+
+def _all_measures(scored: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """A row per measure of one judge; `scored` as `score_rankings` returns it."""
+    sums = _sums(scored)
+    rows = [_measure(sums[metric], metric, resamples, seed) for metric in METRICS]
+    rows += [_pooled(sums[m], m, len(scored), resamples, seed) for m in POOLED]
+    table = pd.DataFrame(rows).astype(NUMBERS)
+    return table.assign(chance=table["metric"].map(_chance(scored)).astype(float))
 
 
 def paired_differences(
@@ -243,9 +294,8 @@ def _pooled(
     return {"metric": metric, **found, **counts}
 
 
-def _chance(rankings: pd.DataFrame) -> dict[str, float]:
+def _chance(ranked: pd.DataFrame) -> dict[str, float]:
     """What a judge without knowledge gets: a coin per pair, a random order per prompt."""
-    ranked = stats.require(rankings, RANKINGS, "rankings")
     best = (ranked["rank"] == ranked.groupby("prompt_id")["rank"].transform("min")).mean()
     # k responses can stand in k! orders; those with equal human ranks agree with several
     orders = ranked.groupby("prompt_id")["rank"].agg(_chance_of_order)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srkit import judge
 from srkit.config import SrkitError
 from srkit.judge import (
     agrees,
@@ -16,6 +17,7 @@ from srkit.judge import (
     judge_held_out,
     judge_responses,
     make_eft_targets,
+    make_judgements,
     mean_scores,
     rank_score,
     survival,
@@ -384,9 +386,69 @@ def test_judging_again_after_a_cut_gives_the_same(candidates, engine, tmp_path):
         judge_candidates(new, "self-rewarding", 1)
     engine.reply = lambda content, seed: f"Score: {seed % 6}"
     responses = new.read("self-rewarding/iter-1/candidates")
-    assert judge_responses(new, step, "M1", responses) == rows
+    assert make_judgements(new, step, "M1", responses) == rows
     assert len(engine.calls) == 4
     assert table.read_bytes() == before
+
+
+# --- plain rows, without a study -----------------------------------------------------------------
+
+PLAIN = [
+    {"prompt_id": "p", "response_id": f"r{i}", "prompt": "Why?", "response": f"answer {i}"}
+    for i in range(3)
+]
+
+
+def test_plain_rows_are_judged_k_times_each(engine):
+    fake = judge.open_engine(None, "any")
+    engine.reply = lambda content, seed: "no" if "answer 1" in content else f"Score: {seed % 6}"
+    rows = judge_responses(fake, PLAIN, samples=2, temperature=0.5, seed=3)
+    assert [(r["response_id"], r["sample"]) for r in rows] == [
+        ("r0", 0), ("r0", 1), ("r1", 0), ("r1", 1), ("r2", 0), ("r2", 1)
+    ]  # fmt: skip
+    assert [row["score"] is None for row in rows] == [False, False, True, True, False, False]
+    assert {row["text"] for row in rows[2:4]} == {"no"}
+    assert {"prompt_id", "tokens", "truncated"} <= set(rows[0])
+    sampling = engine.calls[0][3]
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.5, 0.9, 256)
+    assert judge_responses(fake, PLAIN[2:], samples=2, temperature=0.5, seed=3) == rows[4:]
+    assert judge_responses(fake, PLAIN, samples=2, seed=4) != rows, "another seed, other draws"
+
+
+def test_plain_rows_are_judged_once_by_expected_score(engine):
+    engine.score = lambda content, option: 0.0 if option == " 5" else -1e9
+    fake = judge.open_engine(None, "any")
+    rows = judge_responses(fake, PLAIN, rubric="multiple_choice", samples=7, method="expected")
+    assert [(row["score"], row["text"]) for row in rows] == [(5, None)] * 3
+
+
+def test_plain_rows_are_judged_by_a_policy_as_by_its_engine():
+    from srkit.config import Model
+    from srkit.generate import HfEngine
+    from srkit.models import load_policy
+
+    policy = load_policy(Model(name="tiny", device="cpu"))
+    found = judge_responses(policy, PLAIN, method="expected")
+    assert found == judge_responses(HfEngine(policy), PLAIN, method="expected")
+    assert all(0 < row["score"] < 5 for row in found)
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        ([], {}, "judge_responses: there are no rows"),
+        ([{"prompt_id": "p"}], {}, "row 1: no response_id, prompt, response; it has 'prompt_id'"),
+        (PLAIN[:1] * 2, {}, "the response_id 'r0' stands in row 1 already"),
+        (PLAIN, {"rubric": "additve"}, "judge.rubric = 'additve'"),
+        (PLAIN, {"method": "guess"}, "judge.method = 'guess'"),
+        (PLAIN, {"samples": 0}, "judge.samples = 0"),
+        (PLAIN, {"temprature": 1}, "temperature"),
+    ],
+)
+def test_plain_rows_that_cannot_be_judged_say_why(engine, rows, more, message):
+    with pytest.raises(SrkitError, match=message):
+        judge_responses(judge.open_engine(None, "any"), rows, **more)
+    assert engine.calls == []
 
 
 # --- means ----------------------------------------------------------------------------------------

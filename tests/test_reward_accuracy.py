@@ -205,3 +205,58 @@ def test_pairs_are_those_of_itertools():
         for _, group in rankings.groupby("prompt_id")["id"]
     )
     assert len(pairs) == expected
+
+
+# --- plain rows ----------------------------------------------------------------------------------
+
+
+def plain(case: dict) -> list[dict]:
+    return [
+        {"prompt_id": p, "response_id": f"{p}-{r}", "rank": rank, "scores": list(scores)}
+        for p, responses in case.items()
+        for r, (rank, scores, _) in responses.items()
+    ]
+
+
+def test_plain_rows_give_what_a_studys_tables_give(hand):
+    found = ra.reward_metrics(plain(HAND), resamples=200).set_index("metric")
+    expected = hand.loc["M1"][found.columns]
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_prompt_worked_by_hand_under_the_three_conventions_for_ties():
+    # pairs: ab tied, ac right, ad right, bc right, bd right, cd wrong; d has one lost judgement
+    scores = {"a": [4.0], "b": [3, 5], "c": [1], "d": [2, None]}
+    rows = [
+        {"prompt_id": "toy", "response_id": name, "rank": rank, "scores": given}
+        for rank, (name, given) in enumerate(scores.items())
+    ]
+    found = ra.reward_metrics(rows, resamples=10).set_index("metric")
+    value, n = found["value"], found["n"]
+    ends = ("", "_ties_half", "_ties_wrong")
+    three = [f"pairwise_accuracy{end}" for end in ends]
+    assert value[three].tolist() == pytest.approx([4 / 5, 4.5 / 6, 4 / 6])
+    assert n[three].tolist() == [5, 6, 6]
+    assert value[["tie_rate", "parse_rate"]].tolist() == pytest.approx([1 / 6, 5 / 6])
+    assert value["exact_match"] == 0
+    assert value["spearman"] == pytest.approx(spearmanr([4, 4, 1, 2], [0, -1, -2, -3])[0])
+    assert value["kendall"] == pytest.approx((4 - 1) / np.sqrt(5 * 6))
+    assert np.isnan(value["five_best"])
+    assert found["prompts"].dropna().eq(1).sum() >= 8
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "there are no rows"),
+        ([{"prompt_id": "p", "response_id": "a", "rank": 0}], "1: no scores; it has 'prompt_id'"),
+        ([3], "row 1: 3 is no mapping"),
+        (plain(HAND) + plain(HAND)[:1], "row 11: the response_id 'p1-a' stands in row 1 already"),
+        (plain({"p": {"a": ("1", (1,), "")}}), "row 1: rank is '1', no number"),
+        (plain({"p": {"a": (0, ("4",), "")}}), "row 1: a score is '4', no number"),
+        ([{**plain(HAND)[0], "scores": 4}], "row 1: scores is 4, not a list"),
+    ],
+)  # fmt: skip
+def test_plain_rows_that_cannot_be_measured_say_why(rows, message):
+    with pytest.raises(SrkitError, match=message):
+        ra.reward_metrics(rows)
