@@ -17,6 +17,11 @@ Numbers are compared by value ("1,200.0" is 1200); it is enough that the number 
 that lists many numbers can pass by luck. `starts_with` and `ends_with` keep case and look past
 quotation marks.
 
+Strict and loose are IFEval's (Zhou et al. 2023, arXiv 2311.07911): loose also looks at the answer
+without its asterisks, its first line ("Sure, here it is:") and its last. Each constraint may be met
+by another of these forms, so loose forgives what is beside the answer, and now and then a fault: a
+word to avoid in the last line.
+
     python -c "from srkit.constraints import CHECKS; print(*CHECKS)"
 """
 
@@ -72,6 +77,22 @@ def check(text: str, constraint: Constraint) -> bool:
             "Correct the `constraints` of the test prompt."
         )
     return bool(re.search(r"\w", text)) and bool(CHECKS[kind](text.strip(), constraint["value"]))
+
+
+def loosened(text: str) -> list[str]:
+    """The forms of a text that IFEval's loose accuracy looks at, the text itself first.
+
+    It, it without the first line, without the last and without both; each also without asterisks.
+    """
+    lines = text.split("\n")
+    cuts = (lines, lines[1:], lines[:-1], lines[1:-1])
+    forms = ["\n".join(cut).strip() for cut in cuts]
+    return list(dict.fromkeys([*forms, *(form.replace("*", "") for form in forms)]))
+
+
+def check_loosely(text: str, constraint: Constraint) -> bool:
+    """Whether any of the loosened forms of `text` meets one constraint."""
+    return any(check(form, constraint) for form in loosened(text))
 
 
 def points(text: str, constraints: Sequence[Constraint]) -> int:

@@ -27,6 +27,8 @@ SIMPLE = {
     "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
     "constraints": (figures.constraint_pass_rates, "win_rates", "constraints"),
     "controls": (figures.controls, "win_rates", "controls"),
+    "instruction_following": (figures.instruction_following, "benchmarks", "scores"),
+    "alignment_tax": (figures.alignment_tax, "benchmarks", "changes"),
     "length_trend": (figures.length_trend, "length_drift", "by_model"),
     "length_distributions": (figures.length_distributions, "length_drift", "lengths"),
     "chosen_rejected": (figures.chosen_rejected_lengths, "length_drift", "chosen_rejected"),
@@ -55,6 +57,10 @@ CAPTIONS = {
     "meet. Trained on the oracle's preferences it must rise, or the machine is broken; trained on "
     "coin flips it must not. (Coins agree with something by chance, length above all, and that is "
     "learned: the interval is over prompts and does not know how another draw would drift.)",
+    "instruction_following": "Instructions that the answers follow, counted as IFEval does: all "
+    "constraints of a prompt and each one, strictly and loosely. No judge is involved.",
+    "alignment_tax": "What training changed on each benchmark, on the same items. The paper's "
+    "changes are in panels of their own (Llama 2 70B, other benchmarks).",
     "length_trend": "Length of the answers to the test prompts; the paper's values are in a panel "
     "of their own (Llama 2 70B, other prompts: shapes may be compared, levels may not).",
     "length_distributions": "Distribution of answer lengths, with medians.",

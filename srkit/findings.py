@@ -30,6 +30,7 @@ def findings(study: Study) -> list[str]:
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
         *_controls(wins["controls"]),
+        *_benchmarks(metrics.table(study, "benchmarks", "changes")),
         *_lengths(lengths["by_model"]),
         *_score_and_length(lengths["score_and_length"]),
         *(_equal_length(lengths["equal_length"]) if _decides(wins["head_to_head"]) else []),
@@ -142,6 +143,30 @@ def _controls(table: pd.DataFrame) -> list[str]:
             f"{_against(change, 0, 'higher', 'lower', 'no difference shown')}."
         )
     return told
+
+
+def _benchmarks(table: pd.DataFrame) -> list[str]:
+    """A sentence per model: its change on every benchmark, against M0 or the baseline."""
+    told = []
+    first = "M0" if "M0" in set(table.get("reference", ())) else "baseline"
+    rows = table[table["reference"] == first] if len(table) else table
+    for model, part in rows.groupby("model", sort=False) if len(rows) else []:
+        each = [
+            f"{row['benchmark']} ({row['metric']}) {_change(row)}, "
+            + _against(row, 0, "higher", "lower", "no difference shown")
+            for row in part.to_dict("records")
+        ]
+        told.append(f"What training changed, {model} against {first}: {'; '.join(each)}.")
+    return told
+
+
+def _change(row: Row) -> str:
+    """A change with its interval and n, in points (of 100 for shares)."""
+    n = f"n = {row['prompts']:.0f}"
+    if row["unit"] == "share":
+        return f"{100 * row['value']:+.1f} [{_interval(row, '+.1f')}, {n}]"
+    ends = "no interval" if pd.isna(row["low"]) else f"{row['low']:+.2f}, {row['high']:+.2f}"
+    return f"{row['value']:+.2f} [{ends}, {n}]"
 
 
 def _lengths(table: pd.DataFrame) -> list[str]:

@@ -16,6 +16,7 @@ from itertools import pairwise
 import pandas as pd
 
 from srkit import (
+    benchmarks,
     breakdowns,
     constraints,
     distribution,
@@ -137,6 +138,26 @@ def make_win_rates(study: Study) -> Tables:
         }
 
     return _make(study, "win_rates", compute)
+
+
+def make_benchmarks(study: Study) -> Tables:
+    """Step `metrics/benchmarks`: what the models can do, and what training changed (Table 3).
+
+    Tables: `scores` (each model on each metric), `changes` (paired by item).
+    """
+
+    def compute() -> Tables:
+        names, options = models(study), _options(study)
+        items = benchmarks.instruction_items(_tables(study, names, "responses"))
+        pairs = benchmarks.references(names, starts(study))
+        return {
+            "scores": benchmarks.scores(items, **options),
+            "changes": benchmarks.changes(items, pairs, **options),
+        }
+
+    columns = {"scores": benchmarks.SCORES, "changes": benchmarks.CHANGES}
+    made = _make(study, "benchmarks", compute)
+    return {name: table.reindex(columns=list(columns[name])) for name, table in made.items()}
 
 
 def make_data_distribution(study: Study) -> Tables:

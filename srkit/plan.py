@@ -264,6 +264,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("reward_accuracy", ("seed/eft_eval", *judged, *own), (), "10_reward_accuracy"),
         ("length_drift", length, (), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
+        ("benchmarks", answers, (), "13_benchmarks"),
         ("data_distribution", (*trained_on, *prompts, *pairs), (), "14_data_distribution"),
         ("breakdowns", broken_down, (), "15_breakdowns"),
     ]

@@ -28,6 +28,7 @@ OF_STUDY = {
     "metrics/reward_accuracy": metrics.make_reward_accuracy,
     "metrics/length_drift": metrics.make_length_drift,
     "metrics/win_rates": metrics.make_win_rates,
+    "metrics/benchmarks": metrics.make_benchmarks,
     "metrics/data_distribution": metrics.make_data_distribution,
     "metrics/breakdowns": metrics.make_breakdowns,
     "report": make_report,

@@ -125,6 +125,40 @@ def test_outcomes_feed_the_paired_bootstrap():
     assert stats.paired_bootstrap(*two, ("passed", "one"))["value"] == 0.5
 
 
+def test_loosened_forms_are_cut_at_either_end_and_freed_of_asterisks():
+    assert constraints.loosened("Sure:\n\n**Yes** *we*\nBye") == [
+        "Sure:\n\n**Yes** *we*\nBye",
+        "**Yes** *we*\nBye",
+        "Sure:\n\n**Yes** *we*",
+        "**Yes** *we*",
+        "Sure:\n\nYes we\nBye",
+        "Yes we\nBye",
+        "Sure:\n\nYes we",
+        "Yes we",
+    ]
+    assert constraints.loosened("one line") == ["one line", ""]
+    assert constraints.loosened("") == [""]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text", "met"),
+    [
+        ("max_words", 2, "Sure, here it is:\nSun rises.\nI hope that this helps!", True),
+        ("max_words", 1, "Sure, here it is:\nSun rises.\nI hope that this helps!", False),
+        ("starts_with", "Sun", "Sure:\nSun", True),
+        ("ends_with", "sun", "the sun\nDone.", True),
+        ("include", ["sun"], "the s*un", True),
+        ("avoid", ["sun"], "rain\nno sun", True),  # its known price: the fault is in the last line
+        ("avoid", ["sun"], "the sun", False),
+        ("max_words", 5, "**", False),  # no form says anything
+    ],
+)
+def test_a_loose_check_takes_the_best_form(kind, value, text, met):
+    constraint = {"kind": kind, "value": value}
+    assert constraints.check_loosely(text, constraint) is met
+    assert met or not constraints.check(text, constraint), "loose is never stricter"
+
+
 def test_no_constraints_give_an_empty_table():
     assert constraints.pass_rates({"M0": responses(("free", []))}).empty
     assert constraints.pass_rates({"M0": pd.DataFrame()}).empty

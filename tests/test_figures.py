@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from srkit import (
+    benchmarks,
     breakdowns,
     constraints,
     distribution,
@@ -68,7 +69,12 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
     steps = np.arange(1, 6)
     training = pd.DataFrame({"step": steps, "loss": math.log(2) / steps, "reward_accuracy": 0.8})
     training = training.assign(logp_chosen=-steps, logp_rejected=-2.0 * steps, model="M2")
+    items = benchmarks.instruction_items(answers)
     frames = {
+        "instruction_following": benchmarks.scores(items, 50),
+        "alignment_tax": benchmarks.changes(
+            items, benchmarks.references(MODELS, {"self-rewarding/M2": "M1"}), 50
+        ),
         "reward_accuracy": accuracy.accuracy_table(rankings, judged, 50),
         "length_trend": length.length_table(answers, 50),
         "length_distributions": length.lengths(answers),
@@ -327,6 +333,26 @@ def test_controls_start_where_the_arm_started():
     assert "n = 9 prompts" in words(figure)
 
 
+def test_the_papers_changes_have_panels_of_their_own():
+    labels = {"benchmark": "arc_easy", "metric": "acc", "unit": "share", "prompts": 9}
+    rows = [("M1", "baseline", -0.25), ("x/M2", "baseline", 0.5), ("x/M2", "M1", 0.75)]
+    table = pd.DataFrame(rows, columns=["model", "reference", "value"])
+    table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1, **labels)
+    figure = figures.alignment_tax(table)
+    ours, paper, two_turn = figure.get_axes()
+    places = [c.lines[0].get_xydata().tolist() for c in ours.containers]
+    assert places[0] == [[-0.25, -0.13], [0.5, 0.87]], "against the baseline"
+    assert places[1][1] == [0.75, 1.13], "against the arm's start"
+    assert [t.get_text() for t in ours.get_yticklabels()] == ["M1", "M2"]
+    drawn = {line.get_label(): line.get_ydata() for line in paper.lines}
+    assert drawn["SFT"][0] == pytest.approx(76.49 - 80.20)
+    assert drawn["M3"][-1] == pytest.approx(31.86 - 25.30)
+    assert "SFT" not in {line.get_label() for line in two_turn.lines}, "it is the reference"
+    assert "n = 9 prompts or items" in words(figure).replace("\n", " ")
+    with_m0 = pd.concat([table, table[:2].assign(reference="M0")])
+    assert "against M0" in words(figures.alignment_tax(with_m0))
+
+
 @pytest.mark.parametrize(
     ("draw", "reason"),
     [
@@ -341,6 +367,8 @@ def test_controls_start_where_the_arm_started():
         (figures.training_curves, "no training step was logged"),
         (figures.constraint_pass_rates, "no test prompt has a constraint"),
         (figures.controls, "no answer was scored by the oracle"),
+        (figures.instruction_following, "no test prompt carries a constraint"),
+        (figures.alignment_tax, "no benchmark was measured for two models"),
         (figures.answer_form, "no response was measured"),
         (figures.score_and_length, "no judgement of a ranked response could be read"),
         (figures.equal_length, "nothing was compared"),

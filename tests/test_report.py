@@ -74,6 +74,22 @@ def test_a_referee_that_ties_everything_is_told_once():
     assert "50.0 % [40.0, 60.0, n = 32], ties half (1 wins, 31 ties, 0 losses)" in sentence
 
 
+def test_what_training_changed_is_told_by_model_with_intervals():
+    share = {"benchmark": "instructions", "metric": "prompts, strict", "unit": "share"}
+    points = {"benchmark": "two-turn", "metric": "turn 1", "unit": "points"}
+    change = {"model": "M1", "reference": "baseline", "prompts": 44}
+    rows = [change | share | {"value": -0.114, "low": -0.2, "high": -0.02}]
+    rows += [change | points | {"value": 0.0, "low": None, "high": None}]
+    rows += [rows[0] | {"model": "x/M2", "reference": "M1"}]
+    (sentence,) = findings._benchmarks(pd.DataFrame(rows))
+    assert sentence == (
+        "What training changed, M1 against baseline: instructions (prompts, strict) -11.4 "
+        "[-20.0, -2.0, n = 44], lower; two-turn (turn 1) +0.00 [no interval, n = 44], no "
+        "difference shown."
+    )
+    assert findings._benchmarks(pd.DataFrame()) == []
+
+
 def test_the_power_of_n_prompts_is_told_and_the_papers_is_not_ours():
     rows = [("M1", 1.0, 32, True, None), ("M0", 0.5, 32, True, 0.68), ("M0", 0.5, 64, False, 0.6)]
     rows.append(("GPT-4 (the paper)", 0.33, 256, True, 0.57))

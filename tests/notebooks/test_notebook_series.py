@@ -121,6 +121,15 @@ def test_every_pair_has_its_rates_at_equal_length_and_every_model_its_strength(s
     assert {r["n"] for r in tables["power"] if r["here"]} == {8, 256}
 
 
+def test_instructions_followed_are_those_of_the_constraints(study):
+    tables = load(study, "benchmarks")
+    strict = {r["model"]: r["value"] for r in tables["scores"] if r["metric"] == "prompts, strict"}
+    every = [r for r in load(study, "win_rates")["constraints"] if r["kind"] == "all constraints"]
+    assert strict == {r["model"]: r["value"] for r in every}
+    pairs = {(r["model"], r["reference"]) for r in tables["changes"]}
+    assert pairs == {(m, "baseline") for m in MODELS[1:]} | {(m, "M1") for m in MODELS[2:]}
+
+
 def test_figures_in_three_formats_can_be_made_again_to_the_byte(study):
     files = sorted((study / "figures").iterdir())
     before = {f.name: f.read_bytes() for f in files}
@@ -175,7 +184,8 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
     names = ("adapter", "judgements", "responses", "comparisons")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
-    analyses = ("reward_accuracy", "length_drift", "win_rates", "data_distribution", "breakdowns")
+    analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
+    analyses += ("data_distribution", "breakdowns")
     metrics = {*(f"metrics/{name}" for name in analyses), "report", "browse"}
     assert again | metrics == ran
     tables = again | metrics - {"report"}  # the report states seconds
