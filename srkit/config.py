@@ -192,6 +192,27 @@ class Pairs(Section):
 
     min_gap: float = Field(0.0, ge=0, description="chosen - rejected must exceed this")
     min_pairs: PositiveInt = Field(16, description="fewer: the iteration stops and says why")
+    rho: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="length control of Meta-Rewarding (2407.19594): chosen is the shortest answer "
+        "in the top rho of the prompt's range of scores, rejected the longest in the bottom rho",
+    )
+    within: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="lengths of a pair differ by at most this share of the longer; 1: by anything",
+    )
+
+    @model_validator(mode="after")
+    def _one_rule_for_lengths(self) -> Pairs:
+        if self.rho and self.within < 1:
+            raise ValueError(
+                "rho and within are two rules for the same lengths: leave rho at 0 or within at 1"
+            )
+        return self
 
 
 class Dpo(Training):
@@ -201,6 +222,12 @@ class Dpo(Training):
     learning_rate: float = Field(1e-6, gt=0, lt=1, description="the paper's, all weights of 70B")
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="1e-6 to 1e-7")
     beta: float = Field(0.1, gt=0, description="how dearly leaving the reference is paid")
+    nll: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of IRPO (2404.19733): weight of the chosen response's negative "
+        "log-likelihood per token, added to the loss",
+    )
 
 
 class Eval(Section):
@@ -314,6 +341,16 @@ class Config(Section):
             raise ValueError("an endpoint is asked for: set endpoint.url and endpoint.model")
         return self
 
+    @model_validator(mode="after")
+    def _pairs_are_trained_on(self) -> Config:
+        asked = [name for name, value in LATER.items() if self._value(name) != value]
+        if self.update == "sft" and asked:
+            raise ValueError(
+                f"update=sft (arm positive-only) trains on the best responses alone, without "
+                f"pairs, so {', '.join(asked)} would do nothing: leave one of them out"
+            )
+        return self
+
     def for_arm(self, arm: str) -> Config:
         """The settings of one arm: these, with the arm's overrides on top."""
         if arm not in ARMS:
@@ -324,9 +361,11 @@ class Config(Section):
         """Hash of the named sections or fields and the random seed: what makes a step stale.
 
         Fields in LIMITS are left out: they decide whether and how to go on, not what comes out.
+        So are those in LATER while they ask for what was done before there was such a setting.
         """
         dump = self.model_dump(mode="json")
-        for name in LIMITS:
+        unused = [name for name, value in LATER.items() if self._value(name) == value]
+        for name in (*LIMITS, *unused):
             section, field = name.split(".")
             del dump[section][field]
         part = {}
@@ -334,6 +373,10 @@ class Config(Section):
             section, _, field = name.partition(".")
             part[name] = dump[section][field] if field else dump[section]
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _value(self, name: str) -> Any:
+        section, _, field = name.partition(".")
+        return getattr(getattr(self, section), field)
 
 
 LIMITS = (
@@ -345,6 +388,9 @@ LIMITS = (
     "judge.when_unhealthy",
     "pairs.min_pairs",
 )
+
+# Fields that studies were finished without, and the value that says the same: these stay finished.
+LATER = {"pairs.rho": 0.0, "pairs.within": 1.0, "dpo.nll": 0.0}
 
 ARMS: dict[str, dict[str, str]] = {
     "self-rewarding": {},

@@ -1,7 +1,9 @@
 """Candidates and preference pairs (paper section 2.2 and 3.1.3).
 
 N responses are drawn per new prompt from M_t; the pair of a prompt is its best-scored response
-against its worst-scored one, and a prompt whose best and worst tie gives none.
+against its worst-scored one, and a prompt whose best and worst tie gives none. Two other rules look
+at lengths (in characters) too: `pairs.rho` prefers short among the good and long among the bad,
+`pairs.within` pairs only what is about equally long.
 
 Surprising decisions: every prompt keeps its row, with the reason where it gave no pair; among
 several equally good (or bad) responses the first sample stands; too few pairs stop the iteration.
@@ -81,12 +83,72 @@ def best_worst(scores: Sequence[float | None], min_gap: float = 0.0) -> tuple[in
     return best[1], worst[1]
 
 
+def length_controlled(
+    scores: Sequence[float | None], lengths: Sequence[int], rho: float
+) -> tuple[int, int] | str:
+    """Places of the shortest response among the best and the longest among the worst, or why none.
+
+    Meta-Rewarding's length control (arXiv 2407.19594): the best are the scores in
+    [(1 - rho) max + rho min, max], the worst those in [min, (1 - rho) min + rho max]. First places
+    win among equal lengths. rho = 0 would still choose by length among equal scores.
+    """
+    found = best_worst(scores)
+    if isinstance(found, str):
+        return found
+    high, low = (scores[place] for place in found)
+    reach = rho * (high - low) + 1e-9  # the ends belong to it, however the product was rounded
+    scored = [(score, i) for i, score in enumerate(scores) if score is not None]
+    best = [i for score, i in scored if score >= high - reach]
+    worst = [i for score, i in scored if score <= low + reach]
+    return min(best, key=lambda i: lengths[i]), max(worst, key=lambda i: lengths[i])
+
+
+def length_matched(
+    scores: Sequence[float | None], lengths: Sequence[int], within: float
+) -> tuple[int, int] | str:
+    """Places of the widest gap of scores between two responses of about one length, or why none.
+
+    Their lengths differ by at most the share `within` of the longer; 1 gives `best_worst`.
+    """
+    widest = best_worst(scores)
+    if isinstance(widest, str):
+        return widest
+    places = [i for i, score in enumerate(scores) if score is not None]
+    pairs = [
+        (scores[a] - scores[b], scores[a], -scores[b], -a, -b)
+        for a in places
+        for b in places
+        if scores[a] > scores[b]
+        and abs(lengths[a] - lengths[b]) <= within * max(lengths[a], lengths[b])
+    ]
+    if not pairs:
+        return "lengths too different"
+    *_, chosen, rejected = max(pairs)
+    return -chosen, -rejected
+
+
+def places_of(
+    scores: Sequence[float | None], lengths: Sequence[int], settings: Pairs
+) -> tuple[int, int] | str:
+    """Places of the chosen and the rejected response by the rule of the settings, or why none."""
+    if settings.rho:
+        found = length_controlled(scores, lengths, settings.rho)
+    elif settings.within < 1:
+        found = length_matched(scores, lengths, settings.within)
+    else:
+        return best_worst(scores, settings.min_gap)
+    if isinstance(found, str):
+        return found
+    chosen, rejected = found
+    return found if scores[chosen] - scores[rejected] > settings.min_gap else "gap too small"
+
+
 def pair_of(candidates: list[Row], scores: dict[str, float | None], settings: Pairs) -> Row:
     """The row of one prompt: its pair, or `dropped` with the reason."""
     row = {"id": candidates[0]["prompt_id"], "prompt": candidates[0]["prompt"], "dropped": None}
     texts = [candidate["text"].strip() for candidate in candidates]
     usable = [scores.get(c["id"]) if t else None for c, t in zip(candidates, texts, strict=True)]
-    found = best_worst(usable, settings.min_gap)
+    found = places_of(usable, [len(text) for text in texts], settings)
     if isinstance(found, str):
         return row | {"dropped": found}
     for side, place in zip(("chosen", "rejected"), found, strict=True):

@@ -145,6 +145,15 @@ def preference_loss(
     return -functional.logsigmoid(chosen_reward - rejected_reward)
 
 
+def likelihood_loss(policy_chosen: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood per token of each chosen response: IRPO's second term, before alpha.
+
+    arXiv 2404.19733, equation 1, adds alpha times this to DPO's loss. Arguments have shape
+    (batch,): log-probabilities of whole completions, and their numbers of tokens.  # (batch,)
+    """
+    return -policy_chosen / tokens
+
+
 # --- examples as tokens ------------------------------------------------------------------------
 
 
@@ -490,13 +499,15 @@ def _check_start(trainer: _Dpo, start: dict[str, torch.Tensor]) -> float:
 
 
 def _first_loss(trainer: _Dpo) -> float:
-    """Loss on the first micro-batch before training, without dropout."""
+    """`preference_loss` on the first micro-batch before training, without dropout."""
     count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
     trainer.model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():
         inputs = send_to_device(batch, trainer.accelerator.device)
-        return float(trainer.compute_loss(trainer.model, inputs))
+        logps = completion_logps(trainer.model, inputs).view(-1, 2)  # (pairs, 2)
+        loss = preference_loss(*logps.unbind(1), *inputs["reference"].unbind(1), trainer.beta)
+        return float(loss.mean())
 
 
 def _check_end(model: PeftModel, start: dict[str, torch.Tensor], log: list[Row]) -> None:
@@ -648,7 +659,8 @@ class _Dpo(_Local, DPOTrainer):
     @staticmethod
     def options(settings: Dpo) -> Row:
         dropout = {"disable_dropout": False}  # the adapter's own; the paper trains with 0.1
-        return {"beta": settings.beta, "precompute_ref_log_probs": True, **dropout}
+        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll]}
+        return {"beta": settings.beta, "precompute_ref_log_probs": True, **dropout, **losses}
 
     @staticmethod
     def collate(rows: list[Row]) -> Row:
@@ -690,10 +702,15 @@ class _Dpo(_Local, DPOTrainer):
         num_items_in_batch: torch.Tensor | None = None,
         **more: Any,
     ) -> torch.Tensor:
-        """This micro-batch's part of the mean of `preference_loss` over the whole batch's pairs."""
+        """Part of the mean over the whole batch's pairs: `preference_loss`, and `dpo.nll` times
+        `likelihood_loss`. (TRL's `sft` is a mean over tokens, not over pairs.)
+        """
         logps = completion_logps(model, inputs).view(-1, 2)  # (pairs, 2): chosen, rejected
         reference, weights = inputs["reference"], inputs["weights"]  # (pairs, 2), (pairs,)
         loss = preference_loss(*logps.unbind(1), *reference.unbind(1), self.beta)
+        if alpha := self.loss_weights[1]:
+            tokens = torch.tensor([chosen for _, chosen, _ in inputs["lengths"]])
+            loss = loss + alpha * likelihood_loss(logps[:, 0], tokens.to(loss.device))
         logps = logps.detach()
         margins = self.beta * (logps - reference).diff(dim=1).neg().squeeze(1)  # (pairs,)
         values = torch.stack([(margins > 0).float(), margins, *logps.unbind(1)], dim=1)

@@ -8,6 +8,7 @@ import yaml
 import srkit
 from srkit.config import (
     ARMS,
+    LATER,
     Config,
     SrkitError,
     build,
@@ -257,3 +258,35 @@ def test_digest_follows_its_sections_and_the_seed_only():
         "judge.rubric", overrides="judge.rubric=multiple_choice"
     )
     assert digest("eval.top_p") != digest("judge.top_p"), "equal values of other fields"
+
+
+def test_settings_that_came_later_leave_finished_studies_finished():
+    """Digests as they were before there were `pairs.rho`, `pairs.within` and `dpo.nll`."""
+    config = resolve("tiny")
+    assert config.digest("pairs") == "67fabc3fcf32870f"
+    assert config.digest("dpo") == "22dc3665dea4b684"
+    for name in LATER:
+        section = name.partition(".")[0]
+        assert resolve("tiny", f"{name}=0.3").digest(section) != config.digest(section)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("pairs.rho=0.3 pairs.within=0.5", "rho and within are two rules"),
+        ("pairs.rho=0.5", "less than 0.5"),
+        ("pairs.within=0", "greater than 0"),
+        ("dpo.nll=-1", "greater than or equal to 0"),
+        ("update=sft dpo.nll=1", "without pairs, so dpo.nll would do nothing"),
+        ("update=sft pairs.within=0.5 dpo.nll=1", "pairs.within, dpo.nll would do nothing"),
+    ],
+)
+def test_rules_for_pairs_that_cannot_be_are_refused(overrides, says):
+    with pytest.raises(SrkitError) as caught:
+        resolve("tiny", overrides)
+    assert says in str(caught.value)
+
+
+def test_an_arm_without_pairs_refuses_a_rule_for_them():
+    with pytest.raises(SrkitError, match=r"in arm positive-only: .*dpo.nll would do nothing"):
+        resolve("tiny", "dpo.nll=1").for_arm("positive-only")

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srkit.config import Pairs, SrkitError
-from srkit.pairs import best_worst, check_enough, make_candidates, make_pairs, pair_of
+from srkit.pairs import (
+    best_worst,
+    check_enough,
+    length_controlled,
+    length_matched,
+    make_candidates,
+    make_pairs,
+    pair_of,
+    places_of,
+)
 from srkit.study import Study, kept
 
 SETTINGS = Pairs()
@@ -77,6 +86,91 @@ def test_the_gap_itself_is_too_small():
     assert best_worst([4, 3], 1) == "gap too small"
     assert best_worst([4.5, 3], 1) == (0, 1)
     assert best_worst([3, 3], 1) == "tie"
+
+
+# --- rules that look at lengths ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_scores", "lengths", "rho", "found"),
+    [
+        # of 0 to 5 with rho 0.2: good from 4 up, bad up to 1
+        ([5, 4, 1, 0], [90, 40, 80, 30], 0.2, (1, 2)),
+        ([5, 3.9, 1.1, 0], [90, 40, 80, 30], 0.2, (0, 3)),
+        ([5, 4.5, 4, 0], [90, 40, 40, 30], 0.2, (1, 3)),  # the first of equal lengths
+        ([0, 1, 1, 5], [30, 80, 80, 9], 0.2, (3, 1)),
+        ([None, 5, 0], [1, 90, 30], 0.2, (1, 2)),
+        ([10 / 3, 3, 0], [90, 40, 30], 0.1, (1, 2)),  # 0.9 x 10/3 is 3, but for the rounding
+        ([3, 3], [9, 1], 0.2, "tie"),
+        ([3, None], [9, 1], 0.2, "fewer than two scored"),
+    ],
+)
+def test_length_control_takes_the_shortest_good_and_the_longest_bad(
+    given_scores, lengths, rho, found
+):
+    assert length_controlled(given_scores, lengths, rho) == found
+
+
+@pytest.mark.parametrize(
+    ("given_scores", "lengths", "within", "found"),
+    [
+        ([5, 3, 1], [100, 60, 50], 0.25, (1, 2)),  # 60 and 50: a sixth
+        ([5, 3, 1], [100, 75, 50], 0.25, (0, 1)),  # 100 and 75: a quarter, 75 and 50: a third
+        ([4, 4, 2, 2], [50, 100, 100, 50], 0.25, (0, 3)),  # two alike: the first chosen
+        ([4, 5, 1], [50, 50, 50], 0.25, (1, 2)),
+        ([5, 1], [100, 50], 0.25, "lengths too different"),
+        ([5, None, 1], [100, 90, 50], 0.25, "lengths too different"),
+        ([3, 3], [50, 50], 0.25, "tie"),
+        ([3], [50], 0.25, "fewer than two scored"),
+    ],
+)
+def test_length_matching_takes_the_widest_gap_of_about_one_length(
+    given_scores, lengths, within, found
+):
+    assert length_matched(given_scores, lengths, within) == found
+
+
+texts_and_scores = st.lists(
+    st.tuples(st.none() | st.sampled_from([0.0, 1.0, 2.5, 10 / 3, 5.0]), st.integers(1, 9)),
+    max_size=8,
+)
+
+
+@given(texts_and_scores)
+def test_without_a_rule_for_lengths_best_stands_against_worst(rows):
+    values, lengths = [score for score, _ in rows], [length for _, length in rows]
+    expected = best_worst(values)
+    assert places_of(values, lengths, SETTINGS) == expected
+    assert length_matched(values, lengths, 1) == expected, "ties included"
+
+
+@given(texts_and_scores, st.floats(0.01, 0.49), st.floats(0, 2))
+def test_length_control_keeps_to_its_bands(rows, rho, gap):
+    values, lengths = [score for score, _ in rows], [length for _, length in rows]
+    found = places_of(values, lengths, Pairs(rho=rho, min_gap=gap))
+    if isinstance(found, str):
+        return
+    chosen, rejected = found
+    high, low = max(v for v in values if v is not None), min(v for v in values if v is not None)
+    assert values[chosen] >= (1 - rho) * high + rho * low - 1e-8
+    assert values[rejected] <= (1 - rho) * low + rho * high + 1e-8
+    assert values[chosen] - values[rejected] > gap
+    assert lengths[chosen] <= lengths[values.index(high)]
+    assert lengths[rejected] >= lengths[values.index(low)]
+
+
+def test_length_rules_in_the_row_of_a_prompt():
+    rows = candidates("good and long winded", "good", "bad", "bad and long winded")
+    values = dict(zip(["p1#0", "p1#1", "p1#2", "p1#3"], [5.0, 4.5, 1.0, 1.5], strict=True))
+    row = pair_of(rows, values, Pairs(rho=0.2))
+    assert (row["chosen"], row["rejected"]) == ("good", "bad and long winded")
+    assert (row["chosen_score"], row["rejected_score"]) == (4.5, 1.5)
+    row = pair_of(rows, values, Pairs(within=0.1))
+    assert (row["chosen"], row["rejected"]) == ("good and long winded", "bad and long winded")
+    assert pair_of(rows, values, Pairs(rho=0.2, min_gap=3))["dropped"] == "gap too small"
+    assert pair_of(rows[:1] + rows[2:3], values, Pairs(within=0.1))["dropped"] == (
+        "lengths too different"
+    )
 
 
 # --- the row of a prompt -------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from srkit.train import (
     Preference,
     dpo_row,
     epoch_order,
+    likelihood_loss,
     loss_mask_table,
     planned_steps,
     preference_loss,
@@ -113,6 +114,11 @@ def test_preference_loss_by_hand():
     assert same.tolist() == pytest.approx([math.log(2)] * 2)
     worse = preference_loss(rejected, chosen, zero, zero, beta=0.5)
     assert worse.tolist() == pytest.approx([1.3132617, 1.7014133], abs=1e-6)
+
+
+def test_likelihood_loss_by_hand():
+    loss = likelihood_loss(torch.tensor([-10.0, -1.0]), torch.tensor([5, 4]))
+    assert loss.tolist() == [2.0, 0.25], "nats per token of the chosen response"
 
 
 # --- examples as tokens ------------------------------------------------------------------------
@@ -274,6 +280,15 @@ def test_dpo_starts_at_ln_2_and_learns(m2):
 
 def test_first_dpo_loss_is_ln_2_without_dropout(plain_m2):
     assert plain_m2[1].log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_with_the_likelihood_term_dpo_starts_at_ln_2_all_the_same(plain, plain_m2, tmp_path):
+    settings = DPO.model_copy(update={"nll": 1.0})
+    run = train_dpo(PLAIN, plain[0], PAIRS, settings, tmp_path / "M2", 3)
+    assert run.first_loss == pytest.approx(math.log(2), abs=1e-5)
+    assert run.log[0]["loss"] > math.log(2), "the whole loss is logged"
+    without = plain_m2[1].log
+    assert run.log[-1]["logp_chosen"] > without[-1]["logp_chosen"], "what the term is for"
 
 
 def test_micro_batches_and_checkpointing_make_the_same_dpo_update(plain, tmp_path):

@@ -56,9 +56,10 @@ def _theirs(kind, config, tokenizer, rows, folder, **more):
     return kind(_policy(tokenizer), args=args, **data)
 
 
-def _dpo_pair(tokenizer, rows, beta, folder):
+def _dpo_pair(tokenizer, rows, beta, folder, nll=0.0):
     """TRL's trainer and ours, whose policies have moved on from their reference alike."""
-    theirs = _theirs(_Trl, DPOConfig, tokenizer, rows, folder / "theirs", beta=beta)
+    losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll]} if nll else {}
+    theirs = _theirs(_Trl, DPOConfig, tokenizer, rows, folder / "theirs", beta=beta, **losses)
     model = _policy(tokenizer)
     with fast_training(model):
         ours = train._trainer(
@@ -66,7 +67,7 @@ def _dpo_pair(tokenizer, rows, beta, folder):
             Policy(model, tokenizer, "M1"),
             rows,
             CFG,
-            Dpo(beta=beta),
+            Dpo(beta=beta, nll=nll),
             folder / "ours",
             0,
         )
@@ -105,6 +106,26 @@ def test_dpo_loss_and_gradients(beta, micro, tokenizer, tmp_path):
             losses.append(float(loss.detach()))
     assert sum(losses) == pytest.approx(float(expected.detach()), abs=1e-5)
     assert abs(sum(losses) - 0.6931) > 1e-3  # nothing is hidden by a loss of ln 2
+    _assert_close(_gradients(ours.model), _gradients(theirs.model))
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_dpo_with_likelihood_loss_and_gradients(micro, tokenizer, tmp_path):
+    """TRL's own `sft` loss, pair by pair: of several it would take the mean over tokens."""
+    rows = [dpo_row(tokenizer, pair) for pair in PAIRS]
+    theirs, ours = _dpo_pair(tokenizer, rows, 0.3, tmp_path, nll=0.7)
+    expected = [theirs.compute_loss(theirs.model, theirs.data_collator([row])) for row in rows]
+    expected = sum(expected) / len(rows)
+    expected.backward()
+    prepared, losses = list(ours.train_dataset), []
+    with fast_training(ours.model):
+        for i in range(0, len(rows), micro):
+            batch = ours.data_collator(prepared[i : i + micro])
+            loss = ours.compute_loss(ours.model, batch) * micro / len(rows)
+            loss.backward()
+            losses.append(float(loss.detach()))
+    assert sum(losses) == pytest.approx(float(expected.detach()), abs=1e-5)
+    assert sum(losses) > 2  # a random model finds nothing likely
     _assert_close(_gradients(ours.model), _gradients(theirs.model))
 
 
