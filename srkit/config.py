@@ -238,6 +238,9 @@ class Eval(Section):
     top_p: float = Field(0.9, gt=0, le=1, description="share of probability sampled from")
     max_tokens: PositiveInt = Field(1024, description="per test response")
     compared_prompts: PositiveInt = Field(256, description="test prompts in head-to-head")
+    kl_prompts: PositiveInt = Field(
+        256, description="test prompts whose answers are drawn anew for KL to the arm's start"
+    )
     referee: Literal["M0", "baseline", "M1", "endpoint"] = Field(
         "M1", description="who compares responses; endpoint: the model of endpoint.model"
     )

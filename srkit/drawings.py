@@ -82,7 +82,10 @@ CAPTIONS = {
     "breakdown_expected_length": "Answers by the length that the prompt asks for, beside the "
     "paper's Fig. 11 (b).",
     "breakdown_judging": "Judging of the held-out rankings by task.",
-    "loop_signals": "The signals of the loop, iteration by iteration. KL to M1 is not measured.",
+    "loop_signals": "The signals of the loop, iteration by iteration. KL: how far the model that "
+    "the iteration leaves has moved from the arm's start, by its own answers to test prompts, "
+    "drawn at temperature 1 and read by both models up to the limit of tokens; two estimates of "
+    "the same number, which have to agree.",
     "funnel": "What each filter of the iteration kept and dropped, and why.",
     "training_sft": "Loss of supervised fine-tuning.",
     "training_dpo": "DPO on the pairs of each iteration: about the training pairs only.",
@@ -173,9 +176,12 @@ def loop_signals(study: Study, arm: str) -> pd.DataFrame:
         tables = {name: study.frame(f"{folder}/{name}") for name in ("judgements", "pairs")}
         log = study.training_log(model) if study.has(f"{model}/adapter") else pd.DataFrame()
         iterations[folder] = {**tables, "training": log}
+        if study.has(f"{model}/drift"):  # studies of earlier versions have none
+            iterations[folder]["drift"] = study.frame(f"{model}/drift")
         steps = {name: [f"{folder}/{name}"] for name in ("prompts", "candidates", "judgements")}
         steps["training"] = [f"{model}/adapter"]
-        steps["measures"] = [f"{model}/{n}" for n in ("judgements", "responses", "comparisons")]
+        measures = ("judgements", "responses", "comparisons", "drift")
+        steps["measures"] = [f"{model}/{n}" for n in measures]
         for part, names in steps.items():
             found = [records[name] for name in names if name in records]
             spent = {c: sum(r.get(c) or 0 for r in found) for c in ("seconds", "tokens")}

@@ -14,7 +14,7 @@ conversations are dealt out to them (`Dealt`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -44,12 +44,14 @@ class Sampling:
 class Completion:
     """Generated text without special tokens; `tokens` leaves out the end token.
 
-    `truncated`: the row reached `max_tokens` with neither an end token nor a stop match.
+    `truncated`: the row reached `max_tokens` with neither an end token nor a stop match. `ids` are
+    the tokens where the engine is `hf`, else empty.
     """
 
     text: str
     tokens: int
     truncated: bool
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 class Engine(Protocol):

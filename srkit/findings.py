@@ -36,6 +36,7 @@ def findings(study: Study) -> list[str]:
         *(_equal_length(lengths["equal_length"]) if _decides(wins["head_to_head"]) else []),
         *_leaks(texts["novelty"]),
         *_topic_drift(texts["topic_drift"]),
+        *_kl(metrics.kl_to_start(study)),
     ]
 
 
@@ -215,6 +216,26 @@ def _topic_drift(table: pd.DataFrame) -> list[str]:
             f"to {row['by_chance_high']:.2f}: {verdict}."
         )
     return told
+
+
+def _kl(table: pd.DataFrame) -> list[str]:
+    told = []
+    for model, rows in table.groupby("model", sort=False):
+        told.append(
+            f"KL of {model} to {rows['start'].iloc[0]}, over its own answers ({rows['n'].iloc[0]} "
+            f"drawn, {rows['tokens'].iloc[0]:.0f} tokens on average, "
+            f"{100 * rows['truncated'].iloc[0]:.0f} % cut there): "
+            + "; ".join(_nats(row) for row in rows.to_dict("records"))
+            + "."
+        )
+    return told
+
+
+def _nats(row: Row) -> str:
+    if pd.isna(row["value"]):
+        return f"{row['estimate']} undefined"
+    ends = "no interval" if pd.isna(row["low"]) else f"{row['low']:.2f}, {row['high']:.2f}"
+    return f"{row['value']:.2f} nats [{ends}] ({row['estimate']})"
 
 
 def rate(row: Row) -> str:

@@ -296,7 +296,8 @@ class _Row:
             self.anchor, self.read = self.read, len(self.tokens)
 
     def completion(self) -> Completion:
-        return Completion(self.rules.decode(self.tokens), len(self.tokens), not self.ended)
+        text, ids = self.rules.decode(self.tokens), tuple(self.tokens)
+        return Completion(text, len(ids), not self.ended, ids)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from srkit import (
     breakdowns,
     constraints,
     distribution,
+    drift,
     equal_length,
     headtohead,
     health,
@@ -213,6 +214,16 @@ def make_breakdowns(study: Study) -> Tables:
     # JSON forgets the columns of a table without rows: where no prompt has a label
     made = _make(study, "breakdowns", compute)
     return {name: table.reindex(columns=list(breakdowns.TABLE)) for name, table in made.items()}
+
+
+def kl_to_start(study: Study) -> pd.DataFrame:
+    """How far the models of all arms have moved from their arm's start, as `drift.kl_table`.
+
+    Not an analysis of its own: it is drawn and told beside the loop's other signals. Models without
+    the table (studies of earlier versions) are left out.
+    """
+    measured = [m for m in starts(study) if study.has(f"{m}/drift")]
+    return drift.kl_table(_tables(study, measured, "drift"), **_options(study))
 
 
 def prompt_sets(study: Study) -> dict[str, list[str]]:

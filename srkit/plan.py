@@ -206,6 +206,9 @@ def _arm(study: Config, arm: str) -> list[Step]:
         steps.append(_adapter(trained, (*learned, start), settings, notebook, arm=arm))
         rivals = tuple(names[: names.index(trained)])
         steps += _model_measures(trained, rivals, config, arm, notebook)
+        inputs = (f"{trained}/adapter", f"{config.start}/adapter", "seed/test_prompts")
+        settings = ("eval.kl_prompts", "eval.max_tokens")
+        steps.append(_table(f"{trained}/drift", inputs, settings, notebook, arm=arm))
     return steps
 
 
@@ -274,5 +277,6 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     ]
     shown = (*prompts, *candidates, *own, *pairs)
     browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
-    inputs = (*(s.name for s in steps), *shown)
+    drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
+    inputs = (*(s.name for s in steps), *shown, *drifts)
     return [browse, *steps, Step("report", inputs, (), "30_report", ("report.html",))]

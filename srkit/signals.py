@@ -1,14 +1,15 @@
 """The signals of the loop: what shows, iteration by iteration, that it runs well or goes wrong.
 
 Pair yield, the judge's scores and health, the gap between chosen and rejected, their
-log-probabilities while training, seconds and tokens: one tidy table for one dashboard. A falling
-yield, scores that crowd at one value, a shrinking gap or log-probabilities of the chosen that fall
-with those of the rejected are how this loop is known to fail.
+log-probabilities while training, how far the model has moved (KL), seconds and tokens: one tidy
+table for one dashboard. A falling yield, scores that crowd at one value, a shrinking gap,
+log-probabilities of the chosen that fall with those of the rejected, or a KL that runs away are how
+this loop is known to fail.
 
 Surprising decisions: log-probabilities are those that the trainer logged, update by update, each of
 another batch, so that their level jumps with the texts; with two epochs or more the same pairs come
-again. KL(M_t || M1) is left out: it needs log-probabilities of M_t's own samples under both models,
-which no table holds. Seconds and tokens are the manifest's and differ from run to run.
+again. KL is that of the model which the iteration leaves to the arm's start, by two estimates of
+the same number (`srkit.drift`). Seconds and tokens are the manifest's and differ from run to run.
 
     python -c "from srkit.signals import SIGNALS; print(*SIGNALS)"
 """
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from srkit import stats
+from srkit.drift import kl_estimates
 from srkit.health import judge_health
 from srkit.reward_accuracy import mean_scores
 
@@ -31,6 +33,7 @@ SIGNALS = (
     "score histogram",
     "gap",
     "log-probability",
+    "KL",
     "judge health",
     "seconds",
     "tokens",
@@ -49,11 +52,12 @@ def loop_signals(
 ) -> pd.DataFrame:
     """All signals of all iterations, tidy.
 
-    `iterations` maps an iteration's name to its tables `judgements`, `pairs` and `training` (the
-    trainer's log); `costs` are rows of name, part (a step), seconds, tokens. Columns: name, signal
-    (`SIGNALS`), part (chosen or rejected, a rate, a step), position (left end of a bin, number of
-    an update), value, low, high (95 %, by prompt), n. Shares are in [0, 1], scores in points,
-    log-probabilities in nats per response.
+    `iterations` maps an iteration's name to its tables `judgements`, `pairs`, `training` (the
+    trainer's log) and `drift`, of which the last two may lack; `costs` are rows of name, part (a
+    step), seconds, tokens. Columns: name, signal (`SIGNALS`), part (chosen or rejected, a rate, an
+    estimate, a step), position (left end of a bin, number of an update), value, low, high (95 %, by
+    prompt), n. Shares are in [0, 1], scores in points, log-probabilities and KL in nats per
+    response.
     """
     options = {"resamples": resamples, "seed": seed}
     edges = _edges([tables["judgements"] for tables in iterations.values()])
@@ -64,6 +68,7 @@ def loop_signals(
             *_scores(tables["judgements"], edges, **options),
             *_health(tables["judgements"]),
             *_training(tables.get("training", pd.DataFrame())),
+            *_kl(tables.get("drift", pd.DataFrame()), **options),
         ]
         rows += [{"name": name, **row} for row in found]
     for cost in costs:
@@ -107,6 +112,14 @@ def _training(log: pd.DataFrame) -> list[Row]:
         {"signal": "log-probability", "part": side, "position": row.step, "value": value}
         for side in sides
         for row, value in zip(log.itertuples(), log[f"logp_{side}"], strict=True)
+    ]
+
+
+def _kl(drift: pd.DataFrame, **options: int) -> list[Row]:
+    kept = ("value", "low", "high", "n")
+    return [
+        {"signal": "KL", "part": row["estimate"], **{name: row[name] for name in kept}}
+        for row in kl_estimates(drift, **options)
     ]
 
 

@@ -121,6 +121,8 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         found = _judged(config, texts, texts.eft, config.sft.eft_samples, "sampled")
     elif last == "responses":
         found = _answering(config, texts, step.name)
+    elif last == "drift":
+        found = _drifting(config, texts, step.name)
     elif last == "comparisons":
         found = _comparing(config, texts, step)
     elif last == "prompts" and "instruct" in step.settings:
@@ -207,6 +209,14 @@ def _answering(config: Config, texts: Texts, step: str) -> Work:
     lengths = [texts.tokens(row["prompt"]) for row in texts.tests]
     most = config.eval.max_tokens
     return _asked("generate", 0, lengths, 32, 1, texts.answer(most, step), most)
+
+
+def _drifting(config: Config, texts: Texts, step: str) -> Work:
+    """Answers are drawn once and read twice, one at a time."""
+    lengths = [texts.tokens(row["prompt"]) for row in texts.tests[: config.eval.kl_prompts]]
+    most = config.eval.max_tokens
+    found = _asked("generate", 0, lengths, 32, 1, texts.answer(most, step), most)
+    return replace(found, prompt=found.prompt + 2 * (sum(lengths) + found.generated))
 
 
 def _comparing(config: Config, texts: Texts, step: Step) -> Work:

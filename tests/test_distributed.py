@@ -157,6 +157,7 @@ SETTINGS = (
     "--set=sft.micro_batch=2", "--set=dpo.micro_batch=2", "--set=model.lora_dropout=0.1",
 )  # fmt: skip
 ROUNDED = {"score", "log_odds_left", "chosen_score", "rejected_score"}
+ROUNDED |= {"logp_own", "logp_start", "k3"}
 
 
 @pytest.fixture(scope="module")

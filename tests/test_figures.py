@@ -125,6 +125,8 @@ def drift_frames(
     scored = pd.DataFrame(scored).assign(dropped=[None] * 5 + ["tie"], chosen="x", rejected="xy")
     loops = {f"iter-{t}": {"judgements": judged["M1"], "pairs": scored} for t in (1, 2)}
     loops["iter-1"]["training"] = training
+    moved = {"start": "M1", "tokens": 4, "truncated": False, "logp_own": -9.0, "logp_start": -11.0}
+    loops["iter-1"]["drift"] = answers["M1"][["prompt_id"]].assign(**moved, k3=np.arange(9) / 4)
     matched = [
         equal_length.win_rates(compared, answers, 50),
         equal_length.pairwise_accuracy(rankings, judged, 50),
@@ -442,7 +444,7 @@ def test_topics_and_their_drift(drawn):
 
 def test_the_dashboard_has_a_panel_per_signal(drawn):
     figure, _ = drawn["loop_signals"]
-    assert len(figure.axes) == len(signals.SIGNALS) == 8
+    assert len(figure.axes) == len(signals.SIGNALS) == 9
     panel = {axes.get_title(): axes for axes in figure.axes}
     bars = [patch.get_height() for patch in panel["Minutes"].patches]
     assert bars == [1, 0, 1, 0], "two steps of a minute; the second iteration has no cost"

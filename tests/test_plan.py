@@ -66,6 +66,15 @@ def test_the_steps_of_the_paper_in_order():
     }  # fmt: skip
 
 
+def test_drift_is_measured_from_where_the_arm_starts():
+    steps = by_name(resolve("tiny"), ("self-rewarding", "ift-only"))
+    inputs = ("self-rewarding/M3/adapter", "M1/adapter", "seed/test_prompts")
+    assert steps["self-rewarding/M3/drift"].inputs == inputs
+    assert "baseline/adapter" in steps["ift-only/M2/drift"].inputs
+    assert {"self-rewarding/M2/drift", "ift-only/M3/drift"} < set(steps["report"].inputs)
+    assert not {"M1/drift", "baseline/drift"} & set(steps)
+
+
 def test_nothing_to_train_on_depends_on_held_out_data():
     for arms in ((arm,) for arm in EVERY_ARM):
         steps = by_name(resolve("tiny", "sft.eft_targets=self instruct.writer=current"), arms)

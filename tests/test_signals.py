@@ -86,6 +86,18 @@ def test_log_probabilities_are_the_trainers_and_costs_the_manifests(table):
     assert cost.to_dict() == {"seconds": 12.5, "tokens": 400}
 
 
+def test_kl_is_told_by_both_estimates_where_it_was_measured():
+    drift = pd.DataFrame({"prompt_id": ["a", "b"], "start": "M1", "tokens": 3, "truncated": True})
+    drift = drift.assign(logp_own=[-3.0, -4.0], logp_start=[-4.0, -7.0], k3=[1.5, 2.5])
+    tables = {"judgements": judgements(1, 2), "pairs": pairs(1)}
+    table = signals.loop_signals({"iter-1": {**tables, "drift": drift}, "iter-2": tables}, (), 50)
+    rows = table[table["signal"] == "KL"]
+    assert rows[["name", "part", "value", "n"]].to_numpy().tolist() == [
+        ["iter-1", "log-ratio", 2, 2],
+        ["iter-1", "k3", 2, 2],
+    ]
+
+
 def test_an_iteration_in_which_nothing_parsed_keeps_its_rows():
     table = signals.loop_signals(
         {"iter-1": {"judgements": judgements(None, None), "pairs": pairs(None)}}, resamples=5

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from srkit import signals
+from srkit.drift import ESTIMATES
 from srkit.figures.style import (
     COLOURS,
     MARKERS,
@@ -36,6 +37,7 @@ TITLES = {
     "score histogram": "Scores of candidates",
     "gap": "Score gap of the pairs",
     "log-probability": "Log-probability, nats",
+    "KL": "KL to the start, nats",
     "judge health": "Judge health",
     "seconds": "Minutes",
     "tokens": "Tokens, thousands",
@@ -45,23 +47,25 @@ UNITS = {"seconds": 60, "tokens": 1000}
 
 @drawing(signals.TABLE, "no iteration was finished")
 def loop_signals(table: pd.DataFrame) -> Figure:
-    """Yield, scores, gap, log-probabilities, judge health and cost of each iteration.
+    """Yield, scores, gap, log-probabilities, KL, judge health and cost of each iteration.
 
     `table` is `signals.loop_signals`.
     """
     names = list(dict.fromkeys(table["name"]))
-    figure = Plate(figsize=(PAGE, 5.2 if turned(names) else 4.4))
+    figure = Plate(figsize=(PAGE, 7.0 if turned(names) else 5.8))
     draw = {
         "score histogram": _histogram_panel,
         "log-probability": _training_panel,
+        "KL": _kl_panel,
         "judge health": _health_panel,
         "seconds": _cost_panel,
         "tokens": _cost_panel,
     }
-    for axes, signal in zip(figure.subplots(2, 4).flat, signals.SIGNALS, strict=True):
+    for axes, signal in zip(figure.subplots(3, 3).flat, signals.SIGNALS, strict=True):
         rows = table[table["signal"] == signal]
         axes.set_title(TITLES[signal])
         if rows["value"].isna().all():
+            axes.set_axis_off()
             axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes, fontsize=7)
             continue
         draw.get(signal, _mean_panel)(axes, rows, names)
@@ -69,6 +73,9 @@ def loop_signals(table: pd.DataFrame) -> Figure:
     scored = table.loc[table["signal"] == "score histogram", "n"]
     counts = f"n = {span(prompts.min(), prompts.max())} prompts and "
     counts += f"{span(scored.min(), scored.max())} scored candidates an iteration."
+    answers = table.loc[table["signal"] == "KL", "n"]
+    if len(answers):
+        counts += f" KL: n = {span(answers.min(), answers.max())} answers."
     caption(figure, f"{counts} Bars: 95 % interval by prompt. Log-probabilities: batch by batch.")
     return figure
 
@@ -117,6 +124,19 @@ def _training_panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.3 * (high - low))
     axes.legend(handles=keys, loc="upper left", ncols=2, borderpad=0.1, fontsize=6)
+
+
+def _kl_panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
+    """Both estimates of each model's distance from where its arm started."""
+    for i, estimate in enumerate(ESTIMATES):
+        found = rows[rows["part"] == estimate].set_index("name").reindex(names)
+        place = np.arange(len(names)) + (-0.12, 0.12)[i]
+        dots(axes, place, found, COLOURS[i], estimate, marker=MARKERS[i])
+    axes.axhline(0, color="black", lw=0.6)
+    name_axis(axes, names)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.35 * (high - low))
+    axes.legend(loc="upper left", borderpad=0.1, fontsize=6)
 
 
 def _health_panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:

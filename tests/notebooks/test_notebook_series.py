@@ -182,7 +182,7 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     srkit("run", "--study", study)
     after = status(study)
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
-    names = ("adapter", "judgements", "responses", "comparisons")
+    names = ("adapter", "judgements", "responses", "comparisons", "drift")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
     analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
     analyses += ("data_distribution", "breakdowns")
@@ -200,7 +200,7 @@ def test_another_arm_joins_the_study_with_its_own_iterations(study, arm):
     srkit("run", "--study", study, "--arm", arm, "--only", f"04_iteration-{arm}-1")
     after = status(study)
     mine = [name for name in after if name.startswith((f"{arm}/iter-1", f"{arm}/M2"))]
-    assert len(mine) == 8
+    assert len(mine) == 9
     assert {after[name]["state"] for name in mine} == {"done"}
     for name in (n for n in before if not n.startswith(("metrics", "report"))):
         assert after[name].get("outputs") == before[name].get("outputs"), "nothing else is made"
