@@ -31,6 +31,7 @@ from srkit import human
 from srkit.config import Judge, SrkitError, build
 from srkit.constraints import parse, points
 from srkit.engine import Engine, Sampling, open_engine
+from srkit.plan import PAPER_ARM
 from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
 from srkit.reading import require_rows
 from srkit.study import Row, Study, derive_seed, kept
@@ -331,6 +332,9 @@ def _unwritten(score: float) -> Row:
 def judge_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
     """Step `<arm>/iter-<t>/judgements`: M_t judges its own candidates, or who the arm says does."""
     folder = f"{arm}/iter-{iteration}"
+    if study.step(f"{folder}/judgements").same_as:
+        judge_candidates(study, PAPER_ARM, iteration)
+        return study.copy_table(f"{folder}/judgements")
     config = study.config.for_arm(arm)
     judge = study.policy_before(arm, iteration)
     if config.judge.source == "external":

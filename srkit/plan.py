@@ -81,10 +81,10 @@ def model_after(config: Config, arm: str, iteration: int) -> str:
 
 
 def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
-    """Whether an arm uses the `prompts` or `candidates` of the paper's arm.
+    """Whether an arm uses the `prompts`, `candidates` or `judgements` of the paper's arm.
 
     It does where it would draw them with the same settings from the same model: what differs
-    between arms is then their judgement and training alone, and nothing is drawn twice.
+    between arms is then what their names say alone, and nothing is drawn twice.
     """
     mine = config.for_arm(arm)
     if arm == PAPER_ARM or "human" in (mine.judge.source, config.judge.source):
@@ -94,7 +94,8 @@ def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
     same_prompts = same_writer and mine.instruct == config.instruct
     if table == "prompts":
         return same_prompts
-    return same_prompts and same_model and mine.candidates == config.candidates
+    same_candidates = same_prompts and same_model and mine.candidates == config.candidates
+    return same_candidates and (table == "candidates" or mine.judge == config.judge)
 
 
 def notebooks(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[str]:
@@ -188,17 +189,10 @@ def _arm(study: Config, arm: str) -> list[Step]:
         policy, trained = model_after(config, arm, t - 1), model_after(config, arm, t)
         start = f"{policy}/adapter"
         candidates, judgements = f"{folder}/candidates", f"{folder}/judgements"
-        for table in ("prompts", "candidates"):
+        for table in ("prompts", "candidates", "judgements"):
             steps += _drawn(study, arm, t, table, notebook)
-        judges, settings, wording = _judging(config, start)
-        rows = [
-            ("judgements", (candidates, *judges), settings, wording),
-            ("pairs", (candidates, judgements), ("pairs",), ()),
-        ]
-        steps += [
-            _table(f"{folder}/{name}", inputs, settings, notebook, arm=arm, wording=wording)
-            for name, inputs, settings, wording in rows
-        ]
+        inputs = (candidates, judgements)
+        steps.append(_table(f"{folder}/pairs", inputs, ("pairs",), notebook, arm=arm))
         learned, settings = (f"{folder}/pairs",), ("dpo",)
         if config.update == "sft":
             learned = (candidates, judgements)
@@ -213,7 +207,7 @@ def _arm(study: Config, arm: str) -> list[Step]:
 
 
 def _drawn(study: Config, arm: str, iteration: int, table: str, notebook: str) -> list[Step]:
-    """The step of an arm's prompts or candidates, after that of the paper's arm if it copies it."""
+    """The step of what an arm draws or judges, after that of the paper's arm if it copies it."""
     name = f"{arm}/iter-{iteration}/{table}"
     if shares(study, arm, iteration, table):
         source = _drawn(study, PAPER_ARM, iteration, table, notebook)
@@ -224,7 +218,10 @@ def _drawn(study: Config, arm: str, iteration: int, table: str, notebook: str) -
     prompts = f"{arm}/iter-{iteration}/prompts"
     earlier = (f"{arm}/iter-{iteration - 1}/prompts",) if iteration > 1 else ()
     wording = ()
-    if config.judge.source == "human":
+    if table == "judgements":
+        judges, settings, wording = _judging(config, policy)
+        inputs = (f"{arm}/iter-{iteration}/candidates", *judges)
+    elif config.judge.source == "human":
         inputs, settings = ("seed/eft",), ("judge.source", "iterations")
         if table == "candidates":
             inputs, settings = (prompts, *inputs), ("judge.source",)

@@ -159,6 +159,8 @@ class Study:
             config = resolve(preset, overrides)
         else:
             config = _merge(path, stored, preset, overrides, change)
+        for name in asked:
+            _check_differs(name, config)
         arms = tuple(name for name in ARMS if name in asked or _begun(path, name))
         study = cls(path, config, arms or (PAPER_ARM,))
         if save:
@@ -597,12 +599,23 @@ class Study:
         return sorted(target.parent.glob(f"{target.name}.partial-*"))
 
 
+def _check_differs(arm: str, config: Config) -> None:
+    """Refuse an arm that would be the paper's once more."""
+    if ARMS[arm] and config.for_arm(arm) == config:
+        same = ", ".join(f"{name}={value}" for name, value in ARMS[arm].items())
+        raise SrkitError(
+            f"The arm {arm} would be {PAPER_ARM} again: this study has {same} for all arms. Leave "
+            "the arm out, or start a study that has another value."
+        )
+
+
 def _begun(path: Path, arm: str) -> bool:
     """Whether an arm has tables; those that others copy are no sign that the paper's was begun."""
     folder = path / arm / "iter-1"
     if arm != PAPER_ARM:
         return folder.is_dir()
-    return any(not f.name.startswith(("prompts", "candidates")) for f in folder.glob("*"))
+    lent = ("prompts", "candidates", "judgements")
+    return any(not f.name.startswith(lent) for f in folder.glob("*"))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -112,6 +112,8 @@ def _stand_ins(config: Config) -> SeedData:
 def work_of(step: Step, config: Config, texts: Texts) -> Work:
     """What a step asks of the model."""
     head, _, last = step.name.rpartition("/")
+    if step.same_as:  # a copy
+        return Work(basis=texts.basis)
     if last == "adapter":
         of = _dpo if "dpo" in step.settings else _positive if "/" in head else _sft
         found = of(config, texts, head)

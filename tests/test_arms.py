@@ -9,7 +9,9 @@ chance, and that is learned. An interval over prompts does not know of other dra
 import pytest
 
 from srkit import human, metrics, series
+from srkit.config import ARMS
 from srkit.instruct import make_prompts
+from srkit.judge import judge_candidates
 from srkit.pairs import make_candidates
 from srkit.sft import best, positives
 from srkit.study import Study, read_jsonl
@@ -70,6 +72,21 @@ def test_a_copy_is_byte_by_byte_the_table_of_the_papers_arm(begun, engine):
     assert "tokens" not in copied, "a copy costs none"
 
 
+def test_arms_that_differ_after_judging_share_the_judgements(begun, engine, make):
+    study = begun("nll,high-beta")
+    make(study, "self-rewarding/iter-1/prompts", [{"id": "a", "prompt": "q", "dropped": None}])
+    for arm in ("nll", "high-beta"):
+        make(study, f"{arm}/iter-1/prompts", study.read("self-rewarding/iter-1/prompts"))
+        make_candidates(study, arm, 1)
+        rows = judge_candidates(study, arm, 1)
+        calls = len(engine.calls)
+    assert len(rows) == study.config.candidates.n
+    assert calls == 2, "candidates and judgements, once each"
+    name = "iter-1/judgements.jsonl"
+    files = [study.path / arm / name for arm in ("self-rewarding", "nll", "high-beta")]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_a_source_that_is_made_again_makes_its_copies_stale(begun, make):
     study = begun("oracle")
     for name in ("self-rewarding/iter-1/prompts", "oracle/iter-1/prompts"):
@@ -128,10 +145,24 @@ def finished(study: Study) -> Study:
     return study
 
 
-def test_arms_go_through_their_steps_with_the_tiny_model(tmp_path):
+RIVALS = ("positive-only", "human", "external-judge", "random-judge", "oracle")
+WRITING = ("judged-once",)  # a random model writes no judgement
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        RIVALS,
+        pytest.param(
+            tuple(arm for arm in ARMS if arm not in (*RIVALS, *WRITING, "ift-only")),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids="+".join,
+)
+def test_arms_go_through_their_steps_with_the_tiny_model(tmp_path, arms):
     """Plumbing only: the numbers of a random model mean nothing."""
     sizes = "seed.test_prompts=4 instruct.prompts=6 iterations=1 eval.resamples=50"
-    arms = ("positive-only", "human", "external-judge", "random-judge", "oracle")
     study = finished(Study.open(tmp_path / "arms", "tiny", sizes, ",".join(arms)))
     assert {state for name, state in study.states().items() if name != "report"} == {"done"}
     table = metrics.load(study, "win_rates")["controls"].set_index("model")
@@ -140,10 +171,11 @@ def test_arms_go_through_their_steps_with_the_tiny_model(tmp_path):
     assert set(table["reference"].dropna()) == {"M1"}
     prints = {model: study.fingerprint(model)["adapter_sha256"] for model in table.index}
     assert len(set(prints.values())) == len(prints), "every arm trains another model"
-    judged = {row["score"] for row in study.read("oracle/iter-1/judgements")}
-    assert judged <= {0, 1, 2, 3, 4, 5}
-    logged = read_jsonl(study.adapter("positive-only/M2") / "training.jsonl")
-    assert "reward_margin" not in logged[0], "SFT has no pairs"
+    if "oracle" in arms:
+        judged = {row["score"] for row in study.read("oracle/iter-1/judgements")}
+        assert judged <= {0, 1, 2, 3, 4, 5}
+        logged = read_jsonl(study.adapter("positive-only/M2") / "training.jsonl")
+        assert "reward_margin" not in logged[0], "SFT has no pairs"
 
 
 @pytest.mark.slow

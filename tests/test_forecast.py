@@ -264,7 +264,7 @@ def test_what_arms_share_or_a_program_judges_costs_nothing():
     config = resolve("cpu")
     found = {f.step: f for f in module.forecast(config, tuple(ARMS), here=LAPTOP, speed=RATES)}
     free = ["oracle/iter-1/prompts", "oracle/iter-1/candidates", "oracle/iter-2/prompts"]
-    free += [f"{arm}/iter-1/judgements" for arm in ("oracle", "human", "random-judge")]
+    free += [f"{arm}/iter-1/judgements" for arm in ("oracle", "human", "random-judge", "nll")]
     for name in [*free, "human/iter-1/prompts", "human/iter-1/candidates"]:
         assert (found[name].work.kind, found[name].seconds) == ("none", 0), name
     assert found["oracle/iter-2/candidates"].work.generated > 0

@@ -107,7 +107,8 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
     config = resolve("tiny")
     together, alone = by_name(config, EVERY_ARM), [by_name(config, (arm,)) for arm in EVERY_ARM]
     assert sum(name.endswith("/adapter") for name in together) == 2 + 2 * len(EVERY_ARM)
-    lent = {f"{PAPER_ARM}/iter-{t}/prompts" for t in (1, 2)} | {f"{PAPER_ARM}/iter-1/candidates"}
+    lent = {f"{PAPER_ARM}/iter-{t}/prompts" for t in (1, 2)}
+    lent |= {f"{PAPER_ARM}/iter-1/{table}" for table in ("candidates", "judgements")}
     for arm, steps in zip(EVERY_ARM, alone, strict=True):
         for name, step in steps.items():
             if not name.startswith(("browse", "metrics/", "report")):
@@ -128,14 +129,20 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
         (PAPER_ARM, "", set()),
         ("human", "", set()),
         ("oracle", "", {"1/prompts", "2/prompts", "1/candidates"}),
-        ("positive-only", "", {"1/prompts", "2/prompts", "1/candidates"}),
+        *((arm, "", {"1/prompts", "2/prompts", "1/candidates", "1/judgements"}) for arm in
+          ("positive-only", "length-control", "length-matched", "nll", "high-beta")),
+        *((arm, "", {"1/prompts", "2/prompts", "1/candidates"}) for arm in
+          ("multiple-choice", "judged-once", "external-judge", "random-judge")),
+        ("two-candidates", "", {"1/prompts", "2/prompts"}),
+        ("nll", "instruct.writer=current", {"1/prompts", "1/candidates", "1/judgements"}),
         ("ift-only", "", {"1/prompts", "2/prompts"}),
-        ("ift-only", "start=baseline", {"1/prompts", "2/prompts", "1/candidates"}),
+        ("ift-only", "start=baseline",
+         {"1/prompts", "2/prompts", "1/candidates", "1/judgements"}),
         ("oracle", "instruct.writer=current", {"1/prompts", "1/candidates"}),
         ("ift-only", "instruct.writer=current", set()),
         ("oracle", "judge.source=human", set()),
     ],
-)
+)  # fmt: skip
 def test_a_table_is_shared_where_settings_and_model_are_equal(arm, overrides, copied):
     steps = by_name(resolve("tiny", overrides), (arm,)).values()
     mine = {s.name.partition("iter-")[2]: s for s in steps if s.name.startswith(f"{arm}/iter-")}

@@ -556,11 +556,18 @@ def test_arms_are_those_begun_and_those_asked_for(study):
     assert Study.open(path).arms == ("ift-only",)
     assert Study.open(path, arm="random-judge").arms == ("ift-only", "random-judge")
     (path / "self-rewarding/iter-1").mkdir(parents=True)
-    for shared in ("prompts.jsonl", "candidates.partial-0"):
+    for shared in ("prompts.jsonl", "candidates.jsonl", "judgements.partial-0"):
         (path / "self-rewarding/iter-1" / shared).touch()
     assert Study.open(path).arms == ("ift-only",), "another arm copies those"
-    (path / "self-rewarding/iter-1/judgements.partial-0").touch()
+    (path / "self-rewarding/iter-1/pairs.jsonl").touch()
     assert Study.open(path).arms == ("self-rewarding", "ift-only")
+
+
+def test_an_arm_that_would_be_the_papers_again_is_refused(tmp_path):
+    with pytest.raises(SrkitError, match=r"nll would be self-rewarding again.*dpo.nll=1"):
+        Study.open(tmp_path / "s", "tiny", "dpo.nll=1", "nll")
+    assert not (tmp_path / "s").exists()
+    assert Study.open(tmp_path / "s", "tiny", "dpo.nll=0.5", "nll").arms == ("nll",)
 
 
 def test_a_folder_that_is_no_arm_disturbs_nothing(full):

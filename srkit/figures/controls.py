@@ -26,10 +26,12 @@ from srkit.figures.style import (
     span,
 )
 
-# an arm looks the same whatever stands beside it
+# an arm looks the same whatever stands beside it; no two have colour and marker in common
 ARM_STYLE = {
     arm: {"colour": COLOURS[colour], "marker": marker}
-    for arm, colour, marker in zip(ARMS, (0, 5, 3, 4, 2, 1, 6), "osD^vPX", strict=True)
+    for arm, colour, marker in zip(
+        ARMS, (0, 5, 3, 0, 5, 4, 2, 2, 3, 6, 4, 2, 1, 6), "osDsoD^soo^vPX", strict=True
+    )
 }
 
 
