@@ -267,6 +267,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("benchmarks", answers, (), "13_benchmarks"),
         ("data_distribution", (*trained_on, *prompts, *pairs), (), "14_data_distribution"),
         ("breakdowns", broken_down, (), "15_breakdowns"),
+        ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
     ]
     steps = [
         Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))

@@ -31,6 +31,7 @@ OF_STUDY = {
     "metrics/benchmarks": metrics.make_benchmarks,
     "metrics/data_distribution": metrics.make_data_distribution,
     "metrics/breakdowns": metrics.make_breakdowns,
+    "metrics/ablations": metrics.make_ablations,
     "report": make_report,
 }
 OF_ITERATION = {

@@ -185,7 +185,7 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     names = ("adapter", "judgements", "responses", "comparisons", "drift")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
     analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
-    analyses += ("data_distribution", "breakdowns")
+    analyses += ("data_distribution", "breakdowns", "ablations")
     metrics = {*(f"metrics/{name}" for name in analyses), "report", "browse"}
     assert again | metrics == ran
     tables = again | metrics - {"report"}  # the report states seconds
