@@ -191,7 +191,7 @@ def _arms(table: pd.DataFrame) -> list[str]:
     return [
         *told,
         f"Of {len(rows)} differences of arms from {PAPER_ARM}, {shown} have an interval without "
-        f"zero; about {len(rows) / 20:.1f} would if no arm changed anything. One training each: "
+        f"zero; about {len(rows) / 20:.2g} would if no arm changed anything. One training each: "
         "another seed may differ by more than these intervals say.",
     ]
 

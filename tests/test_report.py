@@ -123,5 +123,5 @@ def test_arms_are_told_with_what_chance_alone_would_show():
     )
     assert control.startswith("Arm random-judge (a control) against self-rewarding: win rate -10.0")
     assert chance.startswith("Of 3 differences of arms from self-rewarding, 2 have an interval")
-    assert "about 0.2 would" in chance, "a twentieth of three, rounded"
+    assert "about 0.15 would" in chance, "a twentieth of three"
     assert findings._arms(pd.DataFrame(rows).assign(against="")) == []
