@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srkit import breakdowns, figures, metrics, signals
+from srkit import ablations, breakdowns, figures, metrics, signals
 from srkit.plan import SEED_MODELS, model_after
 from srkit.study import Study
 
@@ -76,6 +76,10 @@ CAPTIONS = {
     "breakdown_expected_length": "Answers by the length that the prompt asks for, beside the "
     "paper's Fig. 11 (b).",
     "breakdown_judging": "Judging of the held-out rankings by task.",
+    "ablations": "What each arm changes by its last iteration: against the model it started from, "
+    "or, where the title does not say so, as it is. Full marks differ from the paper's arm (95 % "
+    "interval of the paired difference without zero), hollow ones are not told from it. Squares "
+    "are controls; the grey band is random-judge's interval: a change of that size, coins made.",
     "loop_signals": "The signals of the loop, iteration by iteration. KL to M1 is not measured.",
     "funnel": "What each filter of the iteration kept and dropped, and why.",
     "training_sft": "Loss of supervised fine-tuning.",
@@ -95,6 +99,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     made["prompt_topics"] = partial(
         _two, figures.prompt_topics, table, "data_distribution", *TOPICS
     )
+    made["ablations"] = _drawing(figures.ablations, partial(ablation_outcomes, study))
     for label in breakdowns.LABELS:
         by_label = partial(figures.breakdown, label=label)
         made[f"breakdown_{label}"] = _drawing(by_label, partial(table, "breakdowns", "answers"))
@@ -176,6 +181,23 @@ def loop_signals(study: Study, arm: str) -> pd.DataFrame:
             costs.append({"name": folder, "part": part, **spent})
     config = study.config
     return signals.loop_signals(iterations, costs, config.eval.resamples, config.random_seed)
+
+
+def ablation_outcomes(study: Study) -> pd.DataFrame:
+    """The outcomes of all arms and what they took, from table and manifest.
+
+    Steps that measure are not counted; a table that an arm copies is, as if it had drawn it.
+    """
+    records, costs = study.records(), []
+    for run in (run for run in metrics.runs(study) if run.iteration):
+        names = [f"{run.folder}/{n}" for n in ("prompts", "candidates", "judgements", "pairs")]
+        steps = [study.step(name) for name in (*names, f"{run.model}/adapter")]
+        found = [records[name] for s in steps if (name := s.same_as or s.name) in records]
+        labels = {"arm": run.arm, "iteration": run.iteration, "model": run.model}
+        spent = {c: sum(r.get(c) or 0 for r in found) for c in ablations.COSTS}
+        costs += [{**labels, "outcome": c, "value": value} for c, value in spent.items()]
+    table = metrics.table(study, "ablations", "outcomes")
+    return ablations.with_costs(table, pd.DataFrame(costs))
 
 
 def draw_figure(study: Study, name: str) -> Figure:

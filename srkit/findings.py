@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from srkit import metrics
+from srkit import ablations, metrics
 from srkit.headtohead import MATCH
+from srkit.plan import PAPER_ARM
 from srkit.study import Row, Study
 
 
@@ -22,6 +23,7 @@ def findings(study: Study) -> list[str]:
     lengths = metrics.load(study, "length_drift")
     wins = metrics.load(study, "win_rates")
     texts = metrics.load(study, "data_distribution")
+    arms = metrics.table(study, "ablations", "outcomes")
     return [
         *_judging(accuracy["accuracy"]),
         *_changes(accuracy["differences"]),
@@ -30,6 +32,7 @@ def findings(study: Study) -> list[str]:
         *_card(wins["referee_card"]),
         *_constraints(wins["constraints"]),
         *_controls(wins["controls"]),
+        *_arms(arms),
         *_lengths(lengths["by_model"]),
         *_score_and_length(lengths["score_and_length"]),
         *(_equal_length(lengths["equal_length"]) if _decides(wins["head_to_head"]) else []),
@@ -142,6 +145,37 @@ def _controls(table: pd.DataFrame) -> list[str]:
             f"{_against(change, 0, 'higher', 'lower', 'no difference shown')}."
         )
     return told
+
+
+def _arms(table: pd.DataFrame) -> list[str]:
+    """Where each arm differs from the paper's after the last iteration, and how often chance does.
+
+    Controls are told of like the others: what coins change is the measure of the rest.
+    """
+    rows = ablations.against_paper(ablations.last_iteration(table)).dropna(subset="low")
+    if rows.empty:
+        return []
+    told = []
+    for arm, mine in rows.groupby("arm", sort=False):
+        found = [_difference(row) for row in mine[ablations.differs(mine)].to_dict("records")]
+        rest = "nothing else shown" if found else "no difference shown"
+        name = f"{arm} (a control)" if arm in ablations.CONTROLS else arm
+        told.append(f"Arm {name} against {PAPER_ARM}: {'; '.join([*found, rest])}.")
+    shown = int(ablations.differs(rows).sum())
+    return [
+        *told,
+        f"Of {len(rows)} differences of arms from {PAPER_ARM}, {shown} have an interval without "
+        f"zero; about {len(rows) / 20:.1f} would if no arm changed anything. One training each: "
+        "another seed may differ by more than these intervals say.",
+    ]
+
+
+def _difference(row: Row) -> str:
+    change = " points" if row["unit"] == "share" else f" {row['unit']}"
+    factor = 100 if row["unit"] == "share" else 1
+    value, low, high = (factor * row[name] for name in ("value", "low", "high"))
+    form = "+.2f" if row["unit"] == "points" else "+.1f"
+    return f"{row['outcome']} {value:{form}}{change} [{low:{form}}, {high:{form}}]"
 
 
 def _lengths(table: pd.DataFrame) -> list[str]:

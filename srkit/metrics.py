@@ -16,6 +16,7 @@ from itertools import pairwise
 import pandas as pd
 
 from srkit import (
+    ablations,
     breakdowns,
     constraints,
     distribution,
@@ -27,7 +28,7 @@ from srkit import (
     strength,
 )
 from srkit.config import SrkitError
-from srkit.plan import model_names
+from srkit.plan import model_after, model_names
 from srkit.prompts import judge_prompt
 from srkit.study import Row, Study, kept
 
@@ -51,6 +52,22 @@ def iterations(study: Study) -> list[str]:
     """Folders of all iterations, such as `self-rewarding/iter-1`."""
     rounds = range(1, study.config.iterations + 1)
     return [f"{arm}/iter-{t}" for arm in study.arms for t in rounds]
+
+
+def runs(study: Study) -> list[ablations.Run]:
+    """Where the arms start, then every iteration of every arm."""
+    found, rounds = [], range(1, study.config.iterations + 1)
+    for arm in study.arms:
+        config = study.config.for_arm(arm)
+        scale = f"{config.judge.rubric}, {config.judge.method}"
+        found.append(ablations.Run("", 0, config.start))
+        found += [
+            ablations.Run(
+                arm, t, model_after(config, arm, t), config.start, f"{arm}/iter-{t}", scale
+            )
+            for t in rounds
+        ]
+    return sorted(dict.fromkeys(found), key=lambda run: run.iteration > 0)
 
 
 def make_reward_accuracy(study: Study) -> Tables:
@@ -194,6 +211,31 @@ def make_breakdowns(study: Study) -> Tables:
     return {name: table.reindex(columns=list(breakdowns.TABLE)) for name, table in made.items()}
 
 
+def make_ablations(study: Study) -> Tables:
+    """Step `metrics/ablations`: what each arm changes, with the controls.
+
+    Table: `outcomes`; seconds and tokens are added from the manifest where it is shown.
+    """
+
+    def compute() -> Tables:
+        arms = {arm: study.config.for_arm(arm) for arm in study.arms}
+        judging = {name for name, config in arms.items() if config.judge.source == "model"}
+        pairing = {name for name, config in arms.items() if config.update == "dpo"}
+        sums = ablations.sums_of(
+            study.frame("seed/eft_eval"),
+            _tables(study, models(study), "judgements"),
+            _tables(study, models(study), "responses"),
+            _comparisons(study),
+            starts(study),
+            constraints.parse(study.config.arms.oracle),
+            _tables(study, _of_arms(study, judging), "judgements"),
+            _tables(study, _of_arms(study, pairing), "pairs"),
+        )
+        return {"outcomes": ablations.compare(runs(study), sums, **_options(study))}
+
+    return _make(study, "ablations", compute)
+
+
 def prompt_sets(study: Study) -> dict[str, list[str]]:
     """The plain prompts of IFT, of EFT and of each iteration that were kept, by name."""
     sets = {name: _texts(study.read(f"seed/{name.lower()}"), "prompt") for name in ("IFT", "EFT")}
@@ -257,6 +299,11 @@ def _make(study: Study, name: str, compute: Callable[[], Tables]) -> Tables:
 
     study.make_file(f"metrics/{name}", text)
     return load(study, name)
+
+
+def _of_arms(study: Study, arms: set[str]) -> list[str]:
+    """Folders of all iterations of these arms."""
+    return [folder for folder in iterations(study) if folder.partition("/")[0] in arms]
 
 
 def _comparisons(study: Study) -> pd.DataFrame:

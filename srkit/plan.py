@@ -263,6 +263,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
         ("data_distribution", (*trained_on, *prompts, *pairs), (), "14_data_distribution"),
         ("breakdowns", broken_down, (), "15_breakdowns"),
+        ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
     ]
     steps = [
         Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))

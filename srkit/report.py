@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from srkit import health, metrics, strength
+from srkit import ablations, health, metrics, strength
 from srkit.config import Config
-from srkit.drawings import CAPTIONS, draw_figure, drawings
+from srkit.drawings import CAPTIONS, ablation_outcomes, draw_figure, drawings
 from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
 from srkit.findings import findings, rate
@@ -55,6 +55,7 @@ def report_page(study: Study) -> str:
         _section("Figures", "".join(_figure(study, name) for name in shown)),
         _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
         _section("Win rates beside the paper's", _win_rates(study)),
+        _section("Arms side by side", _arms(study)),
         _section("Judge health", _health(study)),
         _section("One pair per iteration", _examples(study)),
         _section("What each step took", _steps(study)),
@@ -168,6 +169,17 @@ def _win_rates(study: Study) -> str:
         "two-sided test at 5 %; empty where no result would."
     )
     return f"<p>{note}</p>{_table(pd.DataFrame(rows))}<p>{words}</p>{_table(shown)}"
+
+
+def _arms(study: Study) -> str:
+    """Every outcome of every arm after the last iteration, and of what they started from."""
+    words = ablations.summary(ablation_outcomes(study))
+    note = (
+        "After the last iteration, with 95 % intervals; a star where the paired difference from "
+        "the paper's arm has an interval without zero. Own score and pairs are of the candidates "
+        "that the last iteration was trained on; seconds and tokens are what it took."
+    )
+    return f"<p>{note}</p>{_table(words)}"
 
 
 def _examples(study: Study) -> str:

@@ -30,6 +30,7 @@ OF_STUDY = {
     "metrics/win_rates": metrics.make_win_rates,
     "metrics/data_distribution": metrics.make_data_distribution,
     "metrics/breakdowns": metrics.make_breakdowns,
+    "metrics/ablations": metrics.make_ablations,
     "report": make_report,
 }
 OF_ITERATION = {

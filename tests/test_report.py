@@ -90,3 +90,22 @@ def test_metrics_of_an_earlier_version_say_what_to_do(study, make):
     assert metrics.table(study, "win_rates", "head_to_head")["n"].tolist() == [1]
     with pytest.raises(SrkitError, match=r"no table 'power'.* run notebook 12_win_rates"):
         metrics.table(study, "win_rates", "power")
+
+
+def test_arms_are_told_with_what_chance_alone_would_show():
+    row = {"iteration": 2, "model": "nll/M3", "against": "self-rewarding/M3", "arm": "nll"}
+    rows = [
+        row | {"outcome": "length", "unit": "characters", "value": 12, "low": 3, "high": 20},
+        row | {"outcome": "win rate", "unit": "share", "value": -0.02, "low": -0.05, "high": 0},
+        row | {"outcome": "pairs", "unit": "share", "value": 0.0, "low": None, "high": None},
+    ]
+    coins = {"arm": "random-judge", "model": "random-judge/M3", "unit": "share"}
+    rows.append(row | coins | {"outcome": "win rate", "value": -0.1, "low": -0.2, "high": -0.01})
+    other, control, chance = findings._arms(pd.DataFrame(rows))
+    assert other == (
+        "Arm nll against self-rewarding: length +12.0 characters [+3.0, +20.0]; nothing else shown."
+    )
+    assert control.startswith("Arm random-judge (a control) against self-rewarding: win rate -10.0")
+    assert chance.startswith("Of 3 differences of arms from self-rewarding, 2 have an interval")
+    assert "; about 0.1 would" in chance, "a twentieth of three"
+    assert findings._arms(pd.DataFrame(rows).assign(against="")) == []

@@ -1,12 +1,13 @@
 """The figures: tidy frame in, `Figure` out; `save` writes it as PNG, SVG and PDF beside its csv.
 
 One function per figure of the paper or of the study, a module per question: `judging`, `lengths`,
-`length_control`, `matches`, `controls`, `texts`, `groups`, `loop` and `signals`; how all of
-them look is in `style`.
+`length_control`, `matches`, `controls`, `ablations`, `texts`, `groups`, `loop` and `signals`;
+how all of them look is in `style`.
 
     python -c "from srkit.figures import empty; empty('no pair was left').savefig('none.png')"
 """
 
+from srkit.figures.ablations import ablations
 from srkit.figures.controls import controls
 from srkit.figures.groups import breakdown, judging_breakdown
 from srkit.figures.judging import reward_accuracy, score_histograms
@@ -24,6 +25,7 @@ from srkit.figures.style import empty, save
 from srkit.figures.texts import data_map, prompt_novelty, prompt_topics
 
 __all__ = [
+    "ablations",
     "answer_form",
     "breakdown",
     "chosen_rejected_lengths",

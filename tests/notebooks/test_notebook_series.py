@@ -175,7 +175,14 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
     names = ("adapter", "judgements", "responses", "comparisons")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
-    analyses = ("reward_accuracy", "length_drift", "win_rates", "data_distribution", "breakdowns")
+    analyses = (
+        "reward_accuracy",
+        "length_drift",
+        "win_rates",
+        "data_distribution",
+        "breakdowns",
+        "ablations",
+    )
     metrics = {*(f"metrics/{name}" for name in analyses), "report", "browse"}
     assert again | metrics == ran
     tables = again | metrics - {"report"}  # the report states seconds
