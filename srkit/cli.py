@@ -356,12 +356,16 @@ def doctor() -> None:
 
 @app.command()
 def figures(study: StudyArgument) -> None:
-    """Draw all figures of a study again, from its tables alone."""
+    """Draw all figures of a study again, and write its main tables, from its tables alone."""
     from srkit.drawings import draw_figures
     from srkit.study import Study
+    from srkit.tables import write_tables
 
-    for stem in draw_figures(Study.open(study)):
+    opened = Study.open(study)
+    for stem in draw_figures(opened):
         typer.echo(f"{stem}.png .svg .pdf .csv")
+    for stem in write_tables(opened):
+        typer.echo(f"{stem}.csv .md .tex")
 
 
 @app.command()
