@@ -9,7 +9,7 @@ the steps finished.
 
 from __future__ import annotations
 
-from srkit import dpo, evaluate, instruct, judge, metrics, pairs, seed, sft
+from srkit import dpo, evaluate, instruct, judge, judge_ways, metrics, pairs, seed, sft
 from srkit.browse import make_page
 from srkit.report import make_report
 from srkit.study import Study
@@ -43,6 +43,7 @@ OF_MODEL = {
     "judgements": judge.judge_held_out,
     "responses": evaluate.make_responses,
     "comparisons": evaluate.make_comparisons,
+    "ways": judge_ways.make_ways,
 }
 
 

@@ -7,6 +7,7 @@ them look is in `style`.
     python -c "from srkit.figures import empty; empty('no pair was left').savefig('none.png')"
 """
 
+from srkit.figures.calibration import judge_agreement, judge_calibration
 from srkit.figures.controls import controls
 from srkit.figures.groups import breakdown, judging_breakdown
 from srkit.figures.judging import reward_accuracy, score_histograms
@@ -22,6 +23,7 @@ from srkit.figures.matches import constraint_pass_rates, head_to_head, strengths
 from srkit.figures.signals import loop_signals
 from srkit.figures.style import empty, save
 from srkit.figures.texts import data_map, prompt_novelty, prompt_topics
+from srkit.figures.ways import judge_ways
 
 __all__ = [
     "answer_form",
@@ -35,6 +37,9 @@ __all__ = [
     "funnel_counts",
     "head_to_head",
     "iteration_funnel",
+    "judge_agreement",
+    "judge_calibration",
+    "judge_ways",
     "judging_breakdown",
     "length_distributions",
     "length_trend",
