@@ -64,6 +64,7 @@ ArmOption = Annotated[
     str, typer.Option(help=f"Arms, separated by commas; if none was begun, {PAPER_ARM}.")
 ]
 IterationsOption = Annotated[int | None, typer.Option(help="2: M1 to M3.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The whole record as JSON.")]
 ChangeOption = Annotated[bool, typer.Option(help="Let new settings replace the study's own.")]
 FIRST = Path("runs/first")
 KEPT = "What was made is kept; the same command goes on from there."
@@ -377,6 +378,33 @@ def report(study: StudyArgument) -> None:
     typer.echo(make_report(Study.open(study)))
 
 
+@app.command()
+def judge(
+    study: StudyArgument,
+    data: Annotated[str, typer.Option(help="Open Assistant messages: a file or a hub id.")],
+    models: Annotated[str, typer.Option(help="Such as M0,M1; none: all that are trained.")] = "",
+    method: Annotated[str, typer.Option(help="sampled or expected; else the study's.")] = "",
+    samples: Annotated[int, typer.Option(min=0, help="K; 0: the study's.")] = 0,
+    prompts: Annotated[int, typer.Option(min=0, help="Only the first so many; 0: all.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A folder; else beside the study.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Judge ranked replies of other data by models of a study, which is not changed."""
+    from srkit.judge_data import judge_data, lines
+    from srkit.study import Study
+
+    opened = Study.open(study, save=False)
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    found = judge_data(opened, data, names, method, samples, prompts, out)
+    if json_:
+        typer.echo(json.dumps(found.record(), indent=1))
+        return
+    for name, value in found.about.items():
+        typer.echo(f"{name.replace('_', ' ')}: {visible(str(value))}")
+    for line in lines(found.table):
+        typer.echo(line)
+
+
 bench = typer.Typer(
     no_args_is_help=True,
     help="Hold the kit against other ways: do engines agree, and how fast are they?",
@@ -385,7 +413,6 @@ app.add_typer(bench, name="bench")
 BenchPreset = Annotated[str, typer.Option(help="The model is this preset's.")]
 RoundsOption = Annotated[int, typer.Option(min=1, help="Turns; of each the best is kept.")]
 FullOption = Annotated[bool, typer.Option(help="Larger sizes: two to three minutes a round.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="The whole record as JSON.")]
 FolderOption = Annotated[Path | None, typer.Option(help="Instead of data/benchmarks.")]
 
 

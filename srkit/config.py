@@ -245,6 +245,12 @@ class Eval(Section):
         "M1", description="who compares responses; endpoint: the model of endpoint.model"
     )
     resamples: PositiveInt = Field(2000, description="bootstrap resamples, by prompt")
+    ways_of: list[str] = Field(
+        ["M1", "last"],
+        description="models that judge in several ways, such as M1 or self-rewarding/M2; last: the "
+        "last one of arm self-rewarding; []: none",
+    )
+    ways_draws: PositiveInt = Field(11, description="judgements drawn per response, by a rubric")
 
 
 class Arms(Section):
@@ -352,6 +358,14 @@ class Config(Section):
                 f"update=sft (arm positive-only) trains on the best responses alone, without "
                 f"pairs, so {', '.join(asked)} would do nothing: leave one of them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ways_are_of_models_that_can_be(self) -> Config:
+        mine = [f"M{t + 2}" for t in range(self.iterations)]
+        legal = ["baseline", "M1", "last", *(f"{arm}/{name}" for arm in ARMS for name in mine)]
+        if wrong := [name for name in self.eval.ways_of if name not in legal]:
+            raise ValueError(f"eval.ways_of: {shown(wrong[0])}. {legal_names(wrong[0], legal)}")
         return self
 
     def for_arm(self, arm: str) -> Config:

@@ -25,6 +25,8 @@ Drawing = tuple[Figure, pd.DataFrame]
 SIMPLE = {
     "reward_accuracy": (figures.reward_accuracy, "reward_accuracy", "accuracy"),
     "judge_scores": (figures.score_histograms, "reward_accuracy", "histogram"),
+    "judge_calibration": (figures.judge_calibration, "reward_accuracy", "calibration"),
+    "judge_agreement": (figures.judge_agreement, "reward_accuracy", "agreement"),
     "constraints": (figures.constraint_pass_rates, "win_rates", "constraints"),
     "controls": (figures.controls, "win_rates", "controls"),
     "instruction_following": (figures.instruction_following, "benchmarks", "scores"),
@@ -39,6 +41,8 @@ SIMPLE = {
     "prompt_novelty": (figures.prompt_novelty, "data_distribution", "novelty"),
     "breakdown_judging": (figures.judging_breakdown, "breakdowns", "judging"),
 }
+MEASURES = ("judgements", "responses", "comparisons", "ways", "drift")
+WAYS = ("ways", "ways_costs")
 MATCHES = ("head_to_head", "referee_card")
 TOPICS = ("topics", "topic_drift")
 
@@ -47,6 +51,11 @@ CAPTIONS = {
     "with the order of the seed, against chance and against a judge that only counts characters.",
     "judge_scores": "The scores that each judge gave, on the held-out responses (models) and on "
     "its own candidates (iterations), with the share that did not parse.",
+    "judge_calibration": "Whether a difference of scores says how likely the better response is: "
+    "the share of pairs ordered as the seed does, by how far apart the scores are.",
+    "judge_agreement": "Whether a model judges the held-out responses as the model before it does.",
+    "judge_ways": "The same held-out responses judged in several ways by one model: accuracy, "
+    "beside the tokens that a way reads and writes.",
     "win_rates": "Comparisons of answers to the same test prompts by the referee, in both orders; "
     "where the orders disagree it is a tie.",
     "strengths": "Win rates as they are and as they would be if both answers were equally long (a "
@@ -103,6 +112,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
         name: _drawing(draw, partial(table, analysis, of))
         for name, (draw, analysis, of) in SIMPLE.items()
     }
+    made["judge_ways"] = partial(_two, figures.judge_ways, table, "reward_accuracy", *WAYS)
     made["win_rates"] = partial(_two, figures.head_to_head, table, "win_rates", *MATCHES)
     made["strengths"] = _drawing(figures.strengths, partial(_strengths, table))
     made["prompt_topics"] = partial(
@@ -185,8 +195,7 @@ def loop_signals(study: Study, arm: str) -> pd.DataFrame:
             iterations[folder]["drift"] = study.frame(f"{model}/drift")
         steps = {name: [f"{folder}/{name}"] for name in ("prompts", "candidates", "judgements")}
         steps["training"] = [f"{model}/adapter"]
-        measures = ("judgements", "responses", "comparisons", "drift")
-        steps["measures"] = [f"{model}/{n}" for n in measures]
+        steps["measures"] = [f"{model}/{n}" for n in MEASURES]
         for part, names in steps.items():
             found = [records[name] for name in names if name in records]
             spent = {c: sum(r.get(c) or 0 for r in found) for c in ("seconds", "tokens")}

@@ -14,6 +14,7 @@ import pandas as pd
 from srkit import ablations, metrics
 from srkit.headtohead import MATCH
 from srkit.plan import PAPER_ARM
+from srkit.reward_accuracy import LENGTH_ALONE
 from srkit.study import Row, Study
 
 
@@ -27,6 +28,9 @@ def findings(study: Study) -> list[str]:
     return [
         *_judging(accuracy["accuracy"]),
         *_changes(accuracy["differences"]),
+        *_calibration(metrics.table(study, "reward_accuracy", "calibration_slopes")),
+        *_agreement(metrics.table(study, "reward_accuracy", "agreement")),
+        *_ways(metrics.table(study, "reward_accuracy", "ways_differences")),
         *_matches(wins["head_to_head"], metrics.table(study, "win_rates", "measures")),
         *_power(metrics.table(study, "win_rates", "power")),
         *_card(wins["referee_card"]),
@@ -67,6 +71,51 @@ def _changes(table: pd.DataFrame) -> list[str]:
         told.append(
             f"Judging, {row['model']} against {row['reference']}: {100 * row['value']:+.1f} points "
             f"[{_interval(row, '+.1f')}], {row['prompts']:.0f} prompts: {verdict}."
+        )
+    return told
+
+
+def _calibration(table: pd.DataFrame) -> list[str]:
+    return [
+        f"One standard deviation more between two scores of {row['model']} raises the log-odds "
+        f"that it orders them as the seed does by {row['value']:.2f} [{row['low']:.2f}, "
+        f"{row['high']:.2f}], {row['n']:.0f} pairs: "
+        f"{_against(row, 0, 'its differences mean something', 'they mislead', 'not shown')}."
+        for row in table.dropna(subset="value").to_dict("records")
+    ]
+
+
+def _agreement(table: pd.DataFrame) -> list[str]:
+    told = []
+    for row in table[table["measure"] == "kendall"].dropna(subset="value").to_dict("records"):
+        ends = "no interval"
+        if not pd.isna(row["low"]):
+            ends = f"{row['low']:.2f}, {row['high']:.2f}"
+        told.append(
+            f"{row['model']} and {row['reference']} judge the held-out responses alike by a mean "
+            f"Kendall's tau-b of {row['value']:.2f} [{ends}, n = {row['n']:.0f} prompts]."
+        )
+    return told
+
+
+def _ways(table: pd.DataFrame) -> list[str]:
+    """Per model, which ways of judging differ from the paper's (the mean of K additive draws)."""
+    if table.empty:
+        return []
+    rows = table[(table["metric"] == "pairwise_accuracy") & (table["reference"] != LENGTH_ALONE)]
+    told = []
+    for (of, paper), group in rows.groupby(["of", "reference"], sort=False):
+        known = group.dropna(subset=["value", "low"])
+        shown = [
+            f"{row['model']} {verdict} by {100 * abs(row['value']):.1f} points "
+            f"[{_interval(row, '+.1f')}], {row['prompts']:.0f} prompts"
+            for row in known.to_dict("records")
+            if (verdict := _against(row, 0, "better", "worse", ""))
+        ]
+        said = "; ".join(shown) or "no difference shown"
+        told.append(
+            f"{of} judging in {len(group)} other ways, against {paper}, of which "
+            f"{len(known)} could be compared: {said}."
         )
     return told
 

@@ -45,7 +45,7 @@ from transformers import AttentionInterface
 from srkit.config import SrkitError
 from srkit.engine import Completion, Sampling
 from srkit.memory import needed, ran_out
-from srkit.models import Policy, context_of, encode_prompt, stop_token_ids
+from srkit.models import Policy, context_of, encode_completion, encode_prompt, stop_token_ids
 from srkit.parallel import fork_map, shares
 from srkit.prompts import Conversation
 from srkit.reading import shown
@@ -139,6 +139,43 @@ def score_options(
         for found in fork_map(lambda part: batch.score(part, encoded), parts):
             scores |= found
     return np.array([scores[i] for i in ids], dtype=np.float64)
+
+
+def score_answers(
+    policy: Policy, conversations: Sequence[Conversation], answers: Sequence[Sequence[str]]
+) -> list[list[tuple[float, int]]]:
+    """Log-probability (natural, temperature 1) of whole answers, and how many tokens they are.
+
+    `answers` has those to each conversation, which is read once for all of them. Tokens are those
+    of training on a finished answer, the end of turn included (`models.encode_completion`).
+
+    Returns: (P, its answers). Raises: SrkitError as `sample`.
+    """
+    ids = [tuple(encode_prompt(policy.tokenizer, c)) for c in conversations]
+    encoded = [[encode_completion(policy.tokenizer, a) for a in texts] for texts in answers]
+    asked = [i for i, theirs in enumerate(encoded) if theirs]
+    widths = {i: max(map(len, encoded[i])) for i in asked}
+    for i in asked:
+        _check_room(policy, [ids[i]], widths[i])
+    if not asked:
+        return [[] for _ in ids]
+    with needed("scoring", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
+
+        def work(part: list[int]) -> dict[int, list[float]]:
+            found = {}
+            for i in part:
+                batch = _Batch(model, [ids[i]], widths[i])
+                found |= {i: batch.score([_Prompt(ids[i])], encoded[i])[ids[i]]}
+            return found
+
+        weights = [len(ids[i]) + sum(map(len, encoded[i])) for i in asked]
+        scores: dict[int, list[float]] = {}
+        for found in fork_map(work, _parts(model, asked, weights, TOKENS_EACH)):
+            scores |= found
+    return [
+        list(zip(scores.get(i, []), map(len, theirs), strict=True))
+        for i, theirs in enumerate(encoded)
+    ]
 
 
 def _check_room(policy: Policy, prompts: Iterable[Ids], columns: int) -> None:

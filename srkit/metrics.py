@@ -19,6 +19,7 @@ from srkit import (
     ablations,
     benchmarks,
     breakdowns,
+    calibration,
     constraints,
     distribution,
     drift,
@@ -28,6 +29,7 @@ from srkit import (
     length,
     reward_accuracy,
     strength,
+    ways,
 )
 from srkit.config import SrkitError
 from srkit.plan import model_after, model_names
@@ -76,7 +78,9 @@ def make_reward_accuracy(study: Study) -> Tables:
     """Step `metrics/reward_accuracy`: each model as a judge of the held-out rankings (Table 4).
 
     Tables: `accuracy`, `differences` (paired, each model against the one before it), `histogram`
-    and `health` of the judgements of held-out responses and of each iteration's candidates.
+    and `health` of the judgements of held-out responses and of each iteration's candidates;
+    `calibration`, `calibration_slopes` and `agreement` (each model with the one before it); of the
+    models that judge in several ways `ways`, `ways_differences` and `ways_costs`.
     """
 
     def compute() -> Tables:
@@ -84,15 +88,30 @@ def make_reward_accuracy(study: Study) -> Tables:
         loops = _tables(study, iterations(study), "judgements")
         options, everything = _options(study), {**judged, **loops}
         steps = [pairwise(model_names(study.config.for_arm(a), a)) for a in study.arms]
+        asked = _tables(study, [m for m in models(study) if f"{m}/ways" in study.steps], "ways")
         changes = list(dict.fromkeys((after, before) for s in steps for before, after in s))
         return {
             "accuracy": reward_accuracy.accuracy_table(rankings, judged, **options),
             "differences": reward_accuracy.paired_differences(rankings, judged, changes, **options),
             "histogram": health.score_histogram(everything),
             "health": health.health_table(everything),
+            "calibration": calibration.bins(rankings, judged, **options),
+            "calibration_slopes": calibration.slopes(rankings, judged),
+            "agreement": calibration.agreement(judged, changes, rankings, **options),
+            "ways": ways.ways_table(rankings, asked, **options),
+            "ways_differences": ways.ways_differences(rankings, asked, **options),
+            "ways_costs": ways.ways_costs(asked),
         }
 
     return _make(study, "reward_accuracy", compute)
+
+
+def ways_costs(study: Study) -> pd.DataFrame:
+    """Tokens and seconds per response of every way of judging; seconds are the manifest's."""
+    records = study.records()
+    names = [m for m in models(study) if f"{m}/ways" in records]
+    seconds = {m: records[f"{m}/ways"].get("seconds_of", {}) for m in names}
+    return ways.with_seconds(table(study, "reward_accuracy", "ways_costs"), seconds)
 
 
 def make_length_drift(study: Study) -> Tables:

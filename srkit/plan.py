@@ -80,6 +80,20 @@ def model_after(config: Config, arm: str, iteration: int) -> str:
     return f"{arm}/M{iteration + 1}" if iteration else config.start
 
 
+def model_before(config: Config, model: str) -> str:
+    """The model that a model was trained from, and DPO's reference: M0, M1, <arm>/M2, ..."""
+    arm, _, name = model.rpartition("/")
+    if not arm:
+        return "M0"
+    return model_after(config.for_arm(arm), arm, int(name[1:]) - 2)
+
+
+def judged_in_ways(config: Config, model: str) -> bool:
+    """Whether `eval.ways_of` names a model."""
+    last = model_after(config, PAPER_ARM, config.iterations)
+    return model in [last if name == "last" else name for name in config.eval.ways_of]
+
+
 def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
     """Whether an arm uses the `prompts`, `candidates` or `judgements` of the paper's arm.
 
@@ -161,6 +175,13 @@ def _model_measures(
             arm=arm,
         ),
     ]
+    if judged_in_ways(config, model):
+        before = model_before(config, model)
+        reference = () if before == "M0" else (f"{before}/adapter",)
+        drawn = ("judge.temperature", "judge.top_p", "judge.max_tokens", "eval.ways_draws")
+        inputs = (adapter, *reference, "seed/eft_eval")
+        more = {"arm": arm, "wording": ("judge_additive", "judge_multiple_choice", "judge_yes_no")}
+        steps.append(_table(f"{model}/ways", inputs, drawn, notebook, **more))
     if rivals:
         answers = tuple(f"{m}/responses" for m in (model, *rivals))
         inputs = (*answers, *_referee(config))
@@ -249,6 +270,7 @@ def _judging(config: Config, policy: str) -> tuple[tuple[str, ...], ...]:
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
     iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
     judged = tuple(f"{m}/judgements" for m in models)
+    ways = tuple(f"{m}/ways" for m in models if judged_in_ways(config, m))
     answers = tuple(f"{m}/responses" for m in models)
     compared = tuple(f"{m}/comparisons" for m in models if m != "baseline")
     card = ("referee/comparisons", "seed/eft_eval")
@@ -261,7 +283,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     trained_on = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
     broken_down = ("seed/test_prompts", "seed/eft_eval", *answers, *judged, *compared)
     metrics = [
-        ("reward_accuracy", ("seed/eft_eval", *judged, *own), (), "10_reward_accuracy"),
+        ("reward_accuracy", ("seed/eft_eval", *judged, *own, *ways), (), "10_reward_accuracy"),
         ("length_drift", length, (), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
         ("benchmarks", answers, (), "13_benchmarks"),

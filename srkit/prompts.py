@@ -84,6 +84,12 @@ def compare_prompt(instruction: str, first: str, second: str) -> Conversation:
     return [*user(content), {"role": "assistant", "content": "Better answer:"}]
 
 
+def yes_no_prompt(instruction: str, response: str) -> Conversation:
+    """The message that asks whether a response is good; the answer Yes or No is forced."""
+    content = render("judge_yes_no", instruction=instruction, response=response)
+    return [*user(content), {"role": "assistant", "content": "Answer:"}]
+
+
 def judgement_text(rationale: str | None, score: float) -> str:
     """A judgement in the form that the judge prompt asks for."""
     line = f"Score: {score:g}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import sys
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -367,6 +368,23 @@ def _from_messages(source: str, config: Config) -> SeedData:
         ],
         counts=counts,
     )
+
+
+def ranked_prompts(source: str) -> tuple[list[Row], dict[str, int]]:
+    """All ranked responses of Open Assistant messages, as `seed/eft_eval` has them; for judging.
+
+    `source` is a file or a hub id. Of its first turns those with two or more replies of different
+    ranks, in its order, whatever their length; and what was left out, by reason.
+
+    Raises: SrkitError, as `load` does.
+    """
+    prompts, counts = first_turns(_messages(source), max_words=sys.maxsize)
+    ranked = [p for p in prompts if len(p["replies"]) >= 2 and p["ranked"]]
+    if len(prompts) > len(ranked):
+        counts["fewer than two replies of different ranks"] = len(prompts) - len(ranked)
+    if "no ranked reply within seed.max_words" in counts:
+        counts["no ranked reply"] = counts.pop("no ranked reply within seed.max_words")
+    return [row for p in ranked for row in _ranked_rows(p)], counts
 
 
 def first_turns(messages: list[Row], max_words: int) -> tuple[list[Row], dict[str, int]]:

@@ -9,7 +9,7 @@ the steps finished.
 
 from __future__ import annotations
 
-from srkit import dpo, drift, evaluate, instruct, judge, metrics, pairs, seed, sft
+from srkit import dpo, drift, evaluate, instruct, judge, judge_ways, metrics, pairs, seed, sft
 from srkit.browse import make_page
 from srkit.report import make_report
 from srkit.study import Study
@@ -46,6 +46,7 @@ OF_MODEL = {
     "responses": evaluate.make_responses,
     "comparisons": evaluate.make_comparisons,
     "drift": drift.make_drift,
+    "ways": judge_ways.make_ways,
 }
 
 

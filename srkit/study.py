@@ -80,7 +80,7 @@ def read_jsonl(path: Path) -> list[Row]:
     return _parse_lines(read_text(path), path)
 
 
-def _complete_lines(path: Path) -> list[Row]:
+def complete_lines(path: Path) -> list[Row]:
     """Rows of an append-only file, without a torn last line."""
     if not path.exists():
         return []
@@ -107,7 +107,7 @@ def _unsealed(path: Path, advice: str) -> list[Row]:
     Raises: SrkitError naming a line that was damaged, with the advice.
     """
     try:
-        rows = _complete_lines(path)
+        rows = complete_lines(path)
         for number, row in enumerate(rows, 1):
             if row.pop("seal", None) not in (None, _seal(row)):
                 raise SrkitError(f"{path}, line {number}: it was changed after it was written.")
@@ -380,12 +380,14 @@ class Study:
         chunk: int,
         extra: Row | None = None,
         until: Callable[[list[Row]], bool] = lambda rows: False,
+        named: Sequence[str] = (),
     ) -> list[Row]:
         """Make a table chunk by chunk, continuing where an interrupted run stopped.
 
         `work(items of one chunk, all rows before it)` returns the chunk's rows; it stops early
         once `until(rows)` holds. `extra` goes into the manifest line, as does what an endpoint
-        cost. Nothing runs if the table is finished. Returns all rows.
+        cost, and, where the chunks are `named`, the seconds of each (`seconds_of`). Nothing runs
+        if the table is finished. Returns all rows.
         """
         if first(lambda: self.state(name)) == "done":
             return self.read(name)
@@ -413,6 +415,9 @@ class Study:
             record |= {"rows": len(rows), "seconds": sum(c["seconds"] for c in chunks)}
             if cost := sum((Counter(c.get("endpoint")) for c in chunks), Counter()):
                 record["endpoint"] = {"model": self.config.endpoint.model, **cost}
+            if named:
+                times = (round(c["seconds"], 2) for c in chunks)
+                record["seconds_of"] = dict(zip(named, times, strict=True))
             record |= extra or {}
             record |= {"tokens": sum(row.get("tokens") or 0 for row in rows)}
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

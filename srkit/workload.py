@@ -125,6 +125,8 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         found = _answering(config, texts, step.name)
     elif last == "drift":
         found = _drifting(config, texts, step.name)
+    elif last == "ways":
+        found = _ways(config, texts)
     elif last == "comparisons":
         found = _comparing(config, texts, step)
     elif last == "prompts" and "instruct" in step.settings:
@@ -205,6 +207,20 @@ def _judged(config: Config, texts: Texts, rows: list[Row], samples: int, method:
         return _asked("score", shared, lengths, judge.chunk, 1, 0, 0)
     written = texts.judgement(judge.max_tokens)
     return _asked("generate", shared, lengths, judge.chunk, samples, written, judge.max_tokens)
+
+
+def _ways(config: Config, texts: Texts) -> Work:
+    """Draws by two rubrics, of which each is also read once; a question; likelihoods by two models.
+
+    Few steps mix drawing and reading: passes are those of drawing, and reading is added to it.
+    """
+    rows, draws = texts.eval, config.eval.ways_draws
+    drawn = _judged(config, texts, rows, draws, "sampled")
+    alone = sum(texts.tokens(row["prompt"], row["response"]) for row in rows)
+    asked = texts.tokens(prompts.text("judge_yes_no")) * len(rows) + alone
+    read = 4 * drawn.prompt + asked + 2 * alone
+    written = {"generated": 2 * drawn.generated, "most": 2 * drawn.most}
+    return replace(drawn, calls=7, prompt=read, rows=len(rows) * draws, **written)
 
 
 def _answering(config: Config, texts: Texts, step: str) -> Work:

@@ -380,6 +380,9 @@ def test_the_papers_changes_have_panels_of_their_own():
         (figures.breakdown, "no test prompt carries a label to break down by"),
         (figures.judging_breakdown, "no ranked prompt carries a label to break down by"),
         (figures.loop_signals, "no iteration was finished"),
+        (figures.judge_ways, "no model judged in several ways"),
+        (figures.judge_calibration, "no judge told two responses apart"),
+        (figures.judge_agreement, "there are no two models to compare"),
     ],
 )
 def test_an_empty_frame_says_why(draw, reason):

@@ -16,8 +16,8 @@ from transformers import (
 
 from srkit import generate
 from srkit.config import Model, SrkitError
-from srkit.generate import Completion, Sampling, draw, sample, score_options
-from srkit.models import Policy, encode_prompt, load_base, stop_token_ids
+from srkit.generate import Completion, Sampling, draw, sample, score_answers, score_options
+from srkit.models import Policy, encode_completion, encode_prompt, load_base, stop_token_ids
 from srkit.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -307,6 +307,20 @@ def test_score_options_of_nothing_and_of_empty_options(policy):
     assert score_options(policy, CHATS[:2], []).shape == (2, 0)
     with pytest.raises(SrkitError, match="no tokens"):
         score_options(policy, CHATS, [" 3", ""])
+
+
+def test_answers_score_as_in_a_plain_forward_pass_up_to_their_end(policy, plain_logp):
+    answers = [["Mars", "", "A rather long answer."], [], ["Mars"]]
+    found = score_answers(policy, CHATS[:3], answers)
+    assert [len(theirs) for theirs in found] == [3, 0, 1]
+    for chat, texts, theirs in zip(CHATS, answers, found, strict=False):
+        prompt = encode_prompt(policy.tokenizer, chat)
+        for text, (logp, tokens) in zip(texts, theirs, strict=True):
+            ids = encode_completion(policy.tokenizer, text)
+            assert tokens == len(ids)
+            assert logp == pytest.approx(float(plain_logp(policy.model, prompt, ids)), abs=1e-4)
+    assert score_answers(policy, CHATS[:1], [[]]) == [[]]
+    assert score_answers(policy, [], []) == []
 
 
 def test_sample_of_nothing(policy):

@@ -184,6 +184,7 @@ def test_notebooks_are_the_series_in_order():
 def test_every_analysis_reads_the_models_of_all_arms_and_iterations():
     steps = by_name(resolve("tiny", "iterations=3"), ("self-rewarding", "random-judge"))
     read = {n: set(steps[f"metrics/{n}"].inputs) for n in ("reward_accuracy", "length_drift")}
+    read["reward_accuracy"] -= {"M1/ways", "self-rewarding/M4/ways"}
     judged = {i for i in read["reward_accuracy"] if "/iter-" not in i}
     models = [
         "baseline",

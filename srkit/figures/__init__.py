@@ -9,6 +9,7 @@ One function per figure of the paper or of the study, a module per question: `ju
 
 from srkit.figures.ablations import ablations
 from srkit.figures.benchmarks import alignment_tax, instruction_following
+from srkit.figures.calibration import judge_agreement, judge_calibration
 from srkit.figures.controls import controls
 from srkit.figures.groups import breakdown, judging_breakdown
 from srkit.figures.judging import reward_accuracy, score_histograms
@@ -24,6 +25,7 @@ from srkit.figures.matches import constraint_pass_rates, head_to_head, strengths
 from srkit.figures.signals import loop_signals
 from srkit.figures.style import empty, save
 from srkit.figures.texts import data_map, prompt_novelty, prompt_topics
+from srkit.figures.ways import judge_ways
 
 __all__ = [
     "ablations",
@@ -40,6 +42,9 @@ __all__ = [
     "head_to_head",
     "instruction_following",
     "iteration_funnel",
+    "judge_agreement",
+    "judge_calibration",
+    "judge_ways",
     "judging_breakdown",
     "length_distributions",
     "length_trend",
