@@ -250,6 +250,7 @@ class Eval(Section):
         description="models that judge in several ways, such as M1 or self-rewarding/M2; last: the "
         "last one of arm self-rewarding; []: none",
     )
+    ways_prompts: PositiveInt = Field(190, description="held-out prompts they judge so, at most")
     ways_draws: PositiveInt = Field(11, description="judgements drawn per response, by a rubric")
 
 

@@ -48,14 +48,18 @@ FORCED = {"role": "assistant", "content": "Score:"}
 
 
 def make_ways(study: Study, model: str) -> list[Row]:
-    """Step `<model>/ways`: a row per held-out response, way and draw.
+    """Step `<model>/ways`: a row per response (to the first `eval.ways_prompts` held-out prompts),
+    way and draw.
 
     Rows: id, response_id, prompt_id, way, sample, score (None where there is none), text (of drawn
     judgements), read and tokens (written; both in tokens), truncated. Ways are `CHUNKS`, but for
     `likelihood_sum` and `likelihood_mean` (nats, of a response and of its tokens).
     """
     ranked = study.read("seed/eft_eval")
-    rows = [{**row, "response_id": row["id"]} for row in ranked]
+    first = list(dict.fromkeys(row["prompt_id"] for row in ranked))[
+        : study.config.eval.ways_prompts
+    ]
+    rows = [{**row, "response_id": row["id"]} for row in ranked if row["prompt_id"] in first]
 
     def work(part: Sequence[str], before: list[Row]) -> list[Row]:
         (way,) = part

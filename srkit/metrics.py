@@ -111,7 +111,8 @@ def ways_costs(study: Study) -> pd.DataFrame:
     records = study.records()
     names = [m for m in models(study) if f"{m}/ways" in records]
     seconds = {m: records[f"{m}/ways"].get("seconds_of", {}) for m in names}
-    return ways.with_seconds(table(study, "reward_accuracy", "ways_costs"), seconds)
+    costs = table(study, "reward_accuracy", "ways_costs").reindex(columns=list(ways.COSTS))
+    return ways.with_seconds(costs, seconds)
 
 
 def make_length_drift(study: Study) -> Tables:

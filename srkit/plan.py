@@ -178,7 +178,8 @@ def _model_measures(
     if judged_in_ways(config, model):
         before = model_before(config, model)
         reference = () if before == "M0" else (f"{before}/adapter",)
-        drawn = ("judge.temperature", "judge.top_p", "judge.max_tokens", "eval.ways_draws")
+        drawn = ("judge.temperature", "judge.top_p", "judge.max_tokens")
+        drawn += ("eval.ways_draws", "eval.ways_prompts")
         inputs = (adapter, *reference, "seed/eft_eval")
         more = {"arm": arm, "wording": ("judge_additive", "judge_multiple_choice", "judge_yes_no")}
         steps.append(_table(f"{model}/ways", inputs, drawn, notebook, **more))

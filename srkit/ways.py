@@ -79,7 +79,8 @@ def ways_table(
     """
     parts = []
     for of, table in tables.items():
-        found = reward_accuracy.accuracy_table(rankings, judges(table), resamples, seed)
+        asked = _asked(rankings, table)
+        found = reward_accuracy.accuracy_table(asked, judges(table), resamples, seed)
         parts.append(found[found["metric"].isin(MEASURES)].assign(of=of))
     return _stacked(parts, TABLE)
 
@@ -96,11 +97,13 @@ def ways_differences(
     """
     parts = []
     for of, table in tables.items():
-        named = {**judges(table), reward_accuracy.LENGTH_ALONE: _length(rankings)}
+        asked = _asked(rankings, table)
+        alone = reward_accuracy.length_judgements(asked)
+        named = {**judges(table), reward_accuracy.LENGTH_ALONE: alone}
         first, last = reference(table), reward_accuracy.LENGTH_ALONE
         pairs = [(name, first) for name in named if name != first]
         pairs += [(name, last) for name in named if name != last]
-        found = reward_accuracy.paired_differences(rankings, named, pairs, resamples, seed)
+        found = reward_accuracy.paired_differences(asked, named, pairs, resamples, seed)
         parts.append(found[found["metric"].isin(MEASURES)].assign(of=of))
     return _stacked(parts, DIFFERENCES)
 
@@ -173,8 +176,9 @@ def _settled(rows: pd.DataFrame, of) -> pd.DataFrame:
     return groups.agg(score=("score", of), **sums).reset_index().assign(sample=0)
 
 
-def _length(rankings: pd.DataFrame) -> pd.DataFrame:
-    return reward_accuracy.length_judgements(rankings)
+def _asked(rankings: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The rankings of the prompts that were judged: length alone is measured on the same ones."""
+    return rankings[rankings["prompt_id"].isin(table["prompt_id"])]
 
 
 def _stacked(parts: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:

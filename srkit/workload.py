@@ -26,6 +26,7 @@ from srkit.speed import Speed
 from srkit.study import Row, Study, kept
 
 WORD = 6  # characters, with the space
+SCORE_TOKENS = 5.0  # of a judgement that is a score alone
 KEPT_PER_LIST = 1.5  # prompts that pass Self-Instruct's filters, of one list: 0.7 to 2.5 were seen
 
 
@@ -142,7 +143,9 @@ def _sft(config: Config, texts: Texts, model: str) -> Work:
     settings = config.sft
     rows = [(texts.tokens(r["prompt"]), texts.tokens(r["response"], turn=False)) for r in texts.ift]
     if model == "M1":
-        label = 5.0 if settings.eft_targets in ("score", "rank") else texts.judgement(10**6)
+        label = (
+            SCORE_TOKENS if settings.eft_targets in ("score", "rank") else texts.judgement(10**6)
+        )
         wording = texts.tokens(prompts.text(f"judge_{config.judge.rubric}"))
         pairs = [texts.tokens(r["prompt"], r["response"], turn=False) for r in texts.eft]
         rows += [(wording + pair, label) for pair in pairs]
@@ -212,15 +215,21 @@ def _judged(config: Config, texts: Texts, rows: list[Row], samples: int, method:
 def _ways(config: Config, texts: Texts) -> Work:
     """Draws by two rubrics, of which each is also read once; a question; likelihoods by two models.
 
-    Few steps mix drawing and reading: passes are those of drawing, and reading is added to it.
+    Two of its seven calls write. A model that was taught scores alone writes little else.
     """
-    rows, draws = texts.eval, config.eval.ways_draws
+    draws, most = config.eval.ways_draws, config.judge.max_tokens
+    first = list(dict.fromkeys(r["prompt_id"] for r in texts.eval))[: config.eval.ways_prompts]
+    rows = [row for row in texts.eval if row["prompt_id"] in first]
     drawn = _judged(config, texts, rows, draws, "sampled")
+    if config.sft.eft_targets in ("score", "rank"):
+        written = min(SCORE_TOKENS, most)
+        generated = len(rows) * draws * written
+        drawn = replace(drawn, generated=generated, length=min(2 * written, most))
     alone = sum(texts.tokens(row["prompt"], row["response"]) for row in rows)
     asked = texts.tokens(prompts.text("judge_yes_no")) * len(rows) + alone
     read = 4 * drawn.prompt + asked + 2 * alone
     written = {"generated": 2 * drawn.generated, "most": 2 * drawn.most}
-    return replace(drawn, calls=7, prompt=read, rows=len(rows) * draws, **written)
+    return replace(drawn, calls=2, prompt=read, rows=len(rows) * draws, **written)
 
 
 def _answering(config: Config, texts: Texts, step: str) -> Work:

@@ -72,6 +72,15 @@ def test_every_way_judges_every_response(judged, plain_logp):
     assert list(record["seconds_of"]) == list(judge_ways.CHUNKS)
 
 
+def test_only_so_many_prompts_are_judged_in_ways(judged):
+    few = Study.open(judged.path, overrides="eval.ways_prompts=1 eval.ways_draws=1", change=True)
+    rows = judge_ways.make_ways(few, "M1")
+    assert {row["prompt_id"] for row in rows} == {"p"}
+    found = ways.ways_table(few.frame("seed/eft_eval"), {"M1": pd.DataFrame(rows)}, 5)
+    alone = found[found["model"] == "length alone"].set_index("metric")
+    assert alone.loc["pairwise_accuracy", ["n", "left_out"]].tolist() == [1, 0]
+
+
 def test_a_cut_way_is_judged_again_and_nothing_else(judged, monkeypatch):
     rows = judge_ways.make_ways(judged, "M1")
     (judged.path / "M1/ways.jsonl").unlink()
