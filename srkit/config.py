@@ -215,6 +215,14 @@ class Eval(Section):
         "M1", description="who compares responses; endpoint: the model of endpoint.model"
     )
     resamples: PositiveInt = Field(2000, description="bootstrap resamples, by prompt")
+    two_turn_questions: int = Field(
+        0, ge=0, description="of the kit's 16 (srkit.two_turn), scored by the referee; 0: none"
+    )
+    benchmarks: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="tasks of lm-eval, such as [arc_easy,piqa]; srkit.harness lists the paper's"
+    )
+    benchmark_items: int = Field(0, ge=0, description="of each of these tasks at most; 0: all")
+    benchmark_tasks: str = Field("", description="a folder with lm-eval task files of your own")
 
 
 class Arms(Section):

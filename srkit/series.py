@@ -9,7 +9,7 @@ the steps finished.
 
 from __future__ import annotations
 
-from srkit import dpo, evaluate, instruct, judge, metrics, pairs, seed, sft
+from srkit import dpo, evaluate, harness, instruct, judge, metrics, pairs, seed, sft, two_turn
 from srkit.browse import make_page
 from srkit.report import make_report
 from srkit.study import Study
@@ -44,6 +44,8 @@ OF_MODEL = {
     "judgements": judge.judge_held_out,
     "responses": evaluate.make_responses,
     "comparisons": evaluate.make_comparisons,
+    "benchmarks": harness.make_benchmarks,
+    "two_turn": two_turn.make_two_turn,
 }
 
 
