@@ -24,10 +24,11 @@ import pandas as pd
 
 from srkit import constraints, stats
 
-INSTRUCTIONS = "instructions"
+INSTRUCTIONS, QUESTIONS = "instructions", "two-turn questions"
 LABELS = ["benchmark", "metric", "unit"]  # unit: share (0 to 1) or points
 ITEMS = ("model", *LABELS, "prompt_id", "hits", "trials")
 SCORES = (*LABELS, "model", "value", "low", "high", "n", "prompts")
+TWO_TURN = ("category", "turn", "model", "value", "low", "high", "n")
 CHANGES = (*LABELS, "model", "reference", "value", "low", "high", "prompts")
 
 # Tables 3 and 9, per cent; shots and harness are not stated there.
@@ -84,6 +85,58 @@ def instruction_items(responses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(ITEMS))
 
 
+def task_items(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What lm-eval measured of each item: `ITEMS`, a task is the benchmark, an item the prompt.
+
+    `measured` maps a model's name to its table (`harness.measure`). A metric whose values all lie
+    between 0 and 1, for all models, is a share, else points.
+    """
+    named = {"task": "benchmark", "item": "prompt_id", "value": "hits"}
+    tables = [
+        stats.require(table, (*named, "metric"), f"benchmarks of {model}").assign(model=model)
+        for model, table in measured.items()
+    ]
+    if not sum(map(len, tables)):
+        return pd.DataFrame(columns=list(ITEMS))
+    rows = pd.concat(tables, ignore_index=True).rename(columns=named).assign(trials=1)
+    inside = rows["hits"].between(0, 1).groupby([rows["benchmark"], rows["metric"]])
+    rows["unit"] = inside.transform("all").map({True: "share", False: "points"})
+    return rows[list(ITEMS)]
+
+
+def two_turn_items(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The referee's score of each answer to a two-turn question: `ITEMS`, a metric per turn.
+
+    `measured` maps a model's name to its table (`two_turn.make_two_turn`).
+    """
+    rows = [
+        (model, QUESTIONS, f"turn {row['turn']}", "points", row["prompt_id"], row["score"], 1)
+        for model, table in measured.items()
+        for row in _scored(model, table).dropna(subset="score").to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=list(ITEMS))
+
+
+def two_turn_table(
+    measured: Mapping[str, pd.DataFrame], resamples: int = stats.RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Mean score of each model by category ("all" first) and turn, with n: `TWO_TURN`."""
+    rows, options = [], {"resamples": resamples, "seed": seed}
+    for model, table in measured.items():
+        scored = _scored(model, table).assign(one=1)
+        for category in ("all", *dict.fromkeys(scored["category"])):
+            part = scored if category == "all" else scored[scored["category"] == category]
+            for turn, answers in part.groupby("turn"):
+                found = stats.bootstrap(answers, ("score", "one"), **options)
+                rows.append({"category": category, "turn": turn, "model": model, **found})
+    return _numbers(rows, TWO_TURN)
+
+
+def _scored(model: str, table: pd.DataFrame) -> pd.DataFrame:
+    columns = ("prompt_id", "category", "turn", "score")
+    return stats.require(table, columns, f"two-turn answers of {model}")[list(columns)]
+
+
 def scores(items: pd.DataFrame, resamples: int = stats.RESAMPLES, seed: int = 0) -> pd.DataFrame:
     """Each model on each metric: `SCORES`.
 
@@ -134,6 +187,12 @@ def references(models: Sequence[str], starts: Mapping[str, str]) -> list[tuple[s
     pairs += [(m, "baseline") for m in models if m not in ("M0", "baseline")]
     pairs += [(m, starts[m]) for m in models if m in starts]
     return list(dict.fromkeys(pairs))
+
+
+def against(changes: pd.DataFrame) -> pd.DataFrame:
+    """The changes against M0, and where a metric was not measured of M0 against the baseline."""
+    with_m0 = changes["reference"].eq("M0").groupby([changes[c] for c in LABELS]).transform("any")
+    return changes[changes["reference"] == with_m0.map({True: "M0", False: "baseline"})]
 
 
 def _numbers(rows: list[dict], columns: Sequence[str]) -> pd.DataFrame:

@@ -252,6 +252,14 @@ class Eval(Section):
     )
     ways_prompts: PositiveInt = Field(190, description="held-out prompts they judge so, at most")
     ways_draws: PositiveInt = Field(11, description="judgements drawn per response, by a rubric")
+    two_turn_questions: int = Field(
+        0, ge=0, description="of the kit's 16 (srkit.two_turn), scored by the referee; 0: none"
+    )
+    benchmarks: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="tasks of lm-eval, such as [arc_easy,piqa]; srkit.harness lists the paper's"
+    )
+    benchmark_items: int = Field(0, ge=0, description="of each of these tasks at most; 0: all")
+    benchmark_tasks: str = Field("", description="a folder with lm-eval task files of your own")
 
 
 class Arms(Section):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from srkit import ablations, metrics
+from srkit import ablations, benchmarks, metrics
 from srkit.headtohead import MATCH
 from srkit.plan import PAPER_ARM
 from srkit.reward_accuracy import LENGTH_ALONE
@@ -201,15 +201,15 @@ def _controls(table: pd.DataFrame) -> list[str]:
 def _benchmarks(table: pd.DataFrame) -> list[str]:
     """A sentence per model: its change on every benchmark, against M0 or the baseline."""
     told = []
-    first = "M0" if "M0" in set(table.get("reference", ())) else "baseline"
-    rows = table[table["reference"] == first] if len(table) else table
-    for model, part in rows.groupby("model", sort=False) if len(rows) else []:
+    rows = benchmarks.against(table) if len(table) else table
+    names = ["model", "reference"]
+    for (model, reference), part in rows.groupby(names, sort=False) if len(rows) else []:
         each = [
             f"{row['benchmark']} ({row['metric']}) {_change(row)}, "
             + _against(row, 0, "higher", "lower", "no difference shown")
             for row in part.to_dict("records")
         ]
-        told.append(f"What training changed, {model} against {first}: {'; '.join(each)}.")
+        told.append(f"What training changed, {model} against {reference}: {'; '.join(each)}.")
     return told
 
 

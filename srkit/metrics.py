@@ -181,19 +181,30 @@ def make_win_rates(study: Study) -> Tables:
 def make_benchmarks(study: Study) -> Tables:
     """Step `metrics/benchmarks`: what the models can do, and what training changed (Table 3).
 
-    Tables: `scores` (each model on each metric), `changes` (paired by item).
+    Tables: `scores` (each model on each metric), `changes` (paired by item), `two_turn` (scores of
+    two-turn questions by category; empty unless they were asked).
     """
 
     def compute() -> Tables:
         names, options = models(study), _options(study)
-        items = benchmarks.instruction_items(_tables(study, names, "responses"))
-        pairs = benchmarks.references(names, starts(study))
+        everyone, asked = ["M0", *names], study.config.eval
+        questions = _tables(study, everyone if asked.two_turn_questions else [], "two_turn")
+        tasks = _tables(study, everyone if asked.benchmarks else [], "benchmarks")
+        kinds = [
+            benchmarks.instruction_items(_tables(study, names, "responses")),
+            benchmarks.two_turn_items(questions),
+            benchmarks.task_items(tasks),
+        ]
+        items = pd.concat([rows for rows in kinds if len(rows)] or kinds[:1], ignore_index=True)
+        pairs = benchmarks.references(everyone, starts(study))
         return {
             "scores": benchmarks.scores(items, **options),
             "changes": benchmarks.changes(items, pairs, **options),
+            "two_turn": benchmarks.two_turn_table(questions, **options),
         }
 
     columns = {"scores": benchmarks.SCORES, "changes": benchmarks.CHANGES}
+    columns["two_turn"] = benchmarks.TWO_TURN
     made = _make(study, "benchmarks", compute)
     return {name: table.reindex(columns=list(columns[name])) for name, table in made.items()}
 

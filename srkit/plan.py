@@ -268,6 +268,29 @@ def _judging(config: Config, policy: str) -> tuple[tuple[str, ...], ...]:
     return adapter, ("judge", "arms.external_judge", *model), _rubric(config)
 
 
+def _benchmarks(config: Config, models: list[str]) -> list[Step]:
+    """What is measured of M0 and of every model where it is asked for: two-turn questions by the
+    referee, tasks by lm-eval."""
+    judged = ("eval.two_turn_questions", "eval.max_tokens", "eval.referee", "judge.rubric")
+    judged += _endpoint(config.eval.referee)
+    tasks = ("eval.benchmarks", "eval.benchmark_items", "eval.benchmark_tasks")
+    kinds = []
+    if config.eval.two_turn_questions:
+        kinds.append(("two_turn", _referee(config), judged, _rubric(config)))
+    if config.eval.benchmarks:
+        kinds.append(("benchmarks", (), tasks, ()))
+    steps = []
+    for kind, needed, settings, wording in kinds:
+        for model in ("M0", *models):
+            inputs = (f"{model}/adapter",) if model != "M0" else ()
+            inputs = tuple(dict.fromkeys((*inputs, *needed)))
+            own = (*settings, "model") if model == "M0" else settings
+            more = {"arm": model.partition("/")[0] if "/" in model else PAPER_ARM}
+            name = f"{model}/{kind}"
+            steps.append(_table(name, inputs, own, "13_benchmarks", wording=wording, **more))
+    return steps
+
+
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
     iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
     judged = tuple(f"{m}/judgements" for m in models)
@@ -283,11 +306,12 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     length = (*answers, *candidates, *own, *pairs, *at_equal_length)
     trained_on = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
     broken_down = ("seed/test_prompts", "seed/eft_eval", *answers, *judged, *compared)
+    measured = _benchmarks(config, models)
     metrics = [
         ("reward_accuracy", ("seed/eft_eval", *judged, *own, *ways), (), "10_reward_accuracy"),
         ("length_drift", length, (), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
-        ("benchmarks", answers, (), "13_benchmarks"),
+        ("benchmarks", (*answers, *(s.name for s in measured)), (), "13_benchmarks"),
         ("data_distribution", (*trained_on, *prompts, *pairs), (), "14_data_distribution"),
         ("breakdowns", broken_down, (), "15_breakdowns"),
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
@@ -300,4 +324,4 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
     drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
     inputs = (*(s.name for s in steps), *shown, *drifts)
-    return [browse, *steps, Step("report", inputs, (), "30_report", ("report.html",))]
+    return [browse, *measured, *steps, Step("report", inputs, (), "30_report", ("report.html",))]

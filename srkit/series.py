@@ -9,7 +9,20 @@ the steps finished.
 
 from __future__ import annotations
 
-from srkit import dpo, drift, evaluate, instruct, judge, judge_ways, metrics, pairs, seed, sft
+from srkit import (
+    dpo,
+    drift,
+    evaluate,
+    harness,
+    instruct,
+    judge,
+    judge_ways,
+    metrics,
+    pairs,
+    seed,
+    sft,
+    two_turn,
+)
 from srkit.browse import make_page
 from srkit.report import make_report
 from srkit.study import Study
@@ -47,6 +60,8 @@ OF_MODEL = {
     "comparisons": evaluate.make_comparisons,
     "drift": drift.make_drift,
     "ways": judge_ways.make_ways,
+    "benchmarks": harness.make_benchmarks,
+    "two_turn": two_turn.make_two_turn,
 }
 
 

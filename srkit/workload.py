@@ -24,9 +24,13 @@ from srkit.plan import Step
 from srkit.seed import SeedData, load
 from srkit.speed import Speed
 from srkit.study import Row, Study, kept
+from srkit.two_turn import questions
 
 WORD = 6  # characters, with the space
 SCORE_TOKENS = 5.0  # of a judgement that is a score alone
+ITEMS_PER_TASK = 3000  # of lm-eval's, where all are asked: 500 (openbookqa) to 14,042 (mmlu)
+HARNESS_BATCH = 8
+ITEM, OPTIONS = 600, 4  # characters of an item with its option, and how many options it has
 KEPT_PER_LIST = 1.5  # prompts that pass Self-Instruct's filters, of one list: 0.7 to 2.5 were seen
 
 
@@ -130,6 +134,10 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         found = _ways(config, texts)
     elif last == "comparisons":
         found = _comparing(config, texts, step)
+    elif last == "two_turn":
+        found = _two_turn(config, texts, step.name)
+    elif last == "benchmarks" and step.settings[0] == "eval.benchmarks":
+        found = _tasks(config, texts)
     elif last == "prompts" and "instruct" in step.settings:
         found = _instructing(config, texts)
     elif last == "candidates" and "candidates" in step.settings:
@@ -261,6 +269,22 @@ def _comparing(config: Config, texts: Texts, step: Step) -> Work:
         matched = [texts.tokens(r["prompt"], turn=False) + answers for r in tests]
     lengths = [own + length for length in matched for _ in range(2)]
     return _asked("score", shared, lengths, 64, 1, 0, 0)
+
+
+def _two_turn(config: Config, texts: Texts, step: str) -> Work:
+    """Both turns of every question; the second reads the first again. Scoring is small beside."""
+    asked, most = questions(config.eval.two_turn_questions), config.eval.max_tokens
+    answer = texts.answer(most, step)
+    firsts = [texts.tokens(question["turns"][0]) for question in asked]
+    lengths = firsts + [2 * first + answer for first in firsts]
+    return _asked("generate", 0, lengths, 32, 1, answer, most)
+
+
+def _tasks(config: Config, texts: Texts) -> Work:
+    """lm-eval's tasks are taken for multiple choice; nobody knows their sizes before."""
+    items = (config.eval.benchmark_items or ITEMS_PER_TASK) * len(config.eval.benchmarks)
+    lengths = [texts.tokens("x" * ITEM, turn=False)] * (items * OPTIONS)
+    return _asked("score", 0, lengths, HARNESS_BATCH, 1, 0, 0)
 
 
 def _instructing(config: Config, texts: Texts) -> Work:

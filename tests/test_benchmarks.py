@@ -125,3 +125,15 @@ def test_the_papers_tables():
     both = benchmarks.PAPER_TWO_TURN
     mean = both.drop(columns="overall").mean(axis=1)
     assert (mean - both["overall"]).abs().max() < 0.06, "the categories' mean is the overall score"
+
+
+def test_changes_are_told_against_m0_where_it_was_measured_else_the_baseline():
+    labels = {"benchmark": "b", "metric": "acc", "unit": "share"}
+    pairs = [("M1", "M0"), ("M1", "baseline"), ("x/M2", "M1")]
+    rows = [labels | {"model": m, "reference": r} for m, r in pairs]
+    rows += [row | {"benchmark": "instructions"} for row in rows[1:]]
+    told = benchmarks.against(pd.DataFrame(rows))
+    assert told[["benchmark", "reference"]].to_numpy().tolist() == [
+        ["b", "M0"],
+        ["instructions", "baseline"],
+    ]

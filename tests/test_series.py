@@ -21,9 +21,8 @@ def calls(monkeypatch):
 
 
 def test_every_step_has_its_function(tmp_path, calls):
-    study = Study.open(
-        tmp_path / "s", "tiny", "sft.eft_targets=self", "self-rewarding,ift-only,random-judge"
-    )
+    settings = "sft.eft_targets=self eval.benchmarks=[piqa] eval.two_turn_questions=1"
+    study = Study.open(tmp_path / "s", "tiny", settings, "self-rewarding,ift-only,random-judge")
     for name in study.steps:
         series.make_step(study, name)
     made = dict(zip(study.steps, calls, strict=True))

@@ -69,10 +69,9 @@ def instruction_following(table: pd.DataFrame) -> Figure | None:
 def alignment_tax(table: pd.DataFrame) -> Figure:
     """Change of every metric, a panel each, a row per model; the paper's in grey below.
 
-    `table` is `benchmarks.changes`. The first reference of a model is M0 or the baseline; the one
-    of its arm's start is drawn too where it is another.
+    `table` is `benchmarks.changes`: those of `benchmarks.against`, and those from an arm's start
+    where it is another model.
     """
-    first = "M0" if "M0" in set(table["reference"]) else "baseline"
     metrics = list(table.groupby(benchmarks.LABELS, sort=False))
     models = list(dict.fromkeys(table["model"]))
     tall, lines = 0.2 * len(models) + 0.55, math.ceil(len(metrics) / COLUMNS)
@@ -83,14 +82,14 @@ def alignment_tax(table: pd.DataFrame) -> Figure:
         axes.remove()
     for place, ((benchmark, metric, unit), rows) in enumerate(metrics):
         axes = panels[place]
-        _change_panel(axes, rows, models, first, unit)
+        _change_panel(axes, rows, models, unit)
         axes.set_title(_title(benchmark, metric))
         labels = list(short_labels(models).values()) if place % COLUMNS == 0 else []
         axes.set_yticks(range(len(models)), labels)
     tasks, two_turn = paper.subplots(1, 2)
     _paper_tasks(tasks)
     _paper_two_turn(two_turn)
-    _legend(figure, table, first)
+    _legend(figure, table)
     n = span(table["prompts"].min(), table["prompts"].max())
     caption(
         figure,
@@ -104,10 +103,10 @@ def _title(benchmark: str, metric: str) -> str:
     return metric if benchmark == benchmarks.INSTRUCTIONS else f"{benchmark}\n{metric}"
 
 
-def _change_panel(axes: Axes, rows: pd.DataFrame, models: list[str], first: str, unit: str) -> None:
+def _change_panel(axes: Axes, rows: pd.DataFrame, models: list[str], unit: str) -> None:
     axes.axvline(0, color=PAPER_GREY, ls="--", lw=0.8)
     starts = rows[~rows["reference"].isin(["M0", "baseline"])]
-    drawn = [(rows[rows["reference"] == first], COLOURS[0], "o", -0.13)]
+    drawn = [(benchmarks.against(rows), COLOURS[0], "o", -0.13)]
     drawn.append((starts, COLOURS[1], "s", 0.13))
     for part, colour, marker, shift in drawn:
         part = part.set_index("model").reindex(models)
@@ -150,10 +149,12 @@ def _paper_panel(axes: Axes, changes: pd.DataFrame) -> None:
     axes.legend(loc="best", ncols=2, fontsize=6)
 
 
-def _legend(figure: Figure, table: pd.DataFrame, first: str) -> None:
+def _legend(figure: Figure, table: pd.DataFrame) -> None:
+    first = sorted(set(benchmarks.against(table)["reference"])) or ["baseline"]
     others = list(dict.fromkeys(table["reference"]))
     starts = [name for name in others if name not in ("M0", "baseline")]
-    looks = [(f"against {first}", COLOURS[0], "o")]
+    words = f"against {first[0]}" + (" (not measured: the baseline)" if first[1:] else "")
+    looks = [(words, COLOURS[0], "o")]
     if starts:
         looks.append((f"against the arm's start ({', '.join(starts)})", COLOURS[1], "s"))
     keys = [Line2D([], [], color=c, marker=m, ls="", label=label) for label, c, m in looks]
