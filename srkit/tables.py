@@ -28,6 +28,9 @@ from srkit.study import Study, write_atomically
 MAIN = {
     "reward_accuracy": ("reward_accuracy", "accuracy"),
     "judge_changes": ("reward_accuracy", "differences"),
+    "judge_agreement": ("reward_accuracy", "agreement"),
+    "judge_calibration": ("reward_accuracy", "calibration_slopes"),
+    "judge_ways": ("reward_accuracy", "ways"),
     "judge_health": ("reward_accuracy", "health"),
     "length": ("length_drift", "by_model"),
     "score_and_length": ("length_drift", "score_and_length"),

@@ -1,8 +1,8 @@
 """The figures: tidy frame in, `Figure` out; `save` writes it as PNG, SVG and PDF beside its csv.
 
-One function per figure of the paper or of the study, a module per question: `judging`, `lengths`,
-`length_control`, `matches`, `controls`, `benchmarks`, `ablations`, `texts`, `groups`, `loop` and
-`signals`; how all of them look is in `style`.
+One function per figure of the paper or of the study, a module per question: `judging`, `ways`,
+`calibration`, `lengths`, `length_control`, `matches`, `controls`, `benchmarks`, `ablations`,
+`texts`, `groups`, `loop` and `signals`; how all of them look is in `style`.
 
     python -c "from srkit.figures import empty; empty('no pair was left').savefig('none.png')"
 """
