@@ -237,7 +237,8 @@ def _ways(config: Config, texts: Texts) -> Work:
     asked = texts.tokens(prompts.text("judge_yes_no")) * len(rows) + alone
     read = 4 * drawn.prompt + asked + 2 * alone
     written = {"generated": 2 * drawn.generated, "most": 2 * drawn.most}
-    return replace(drawn, calls=2, prompt=read, rows=len(rows) * draws, **written)
+    held = drawn.prompt  # of all responses, which are drawn at once
+    return replace(drawn, calls=2, prompt=read, held=held, rows=len(rows) * draws, **written)
 
 
 def _answering(config: Config, texts: Texts, step: str) -> Work:
