@@ -68,8 +68,7 @@ def measure(
     any), item, value, version (of the subtask). Raises: SrkitError as `make_benchmarks` does.
     """
     lm_eval = _lm_eval()
-    manager = _tasks(folder)
-    _check_known(task, manager.all_tasks, folder)
+    manager = _manager(task, folder)
     try:
         found = lm_eval.simple_evaluate(
             model=as_lm(policy),
@@ -144,16 +143,26 @@ def _lm_eval() -> Any:
     return lm_eval
 
 
-@lru_cache(maxsize=1)  # thousands of files are read for it
-def _tasks(folder: str) -> Any:
-    from lm_eval.tasks import TaskManager
-
+def _manager(task: str, folder: str) -> Any:
+    """lm-eval's index of tasks: of one's own folder, or of all where the task is not in it."""
     if folder and not Path(folder).is_dir():
         raise SrkitError(
             f"eval.benchmark_tasks = {folder!r} is no folder. Give one with lm-eval's task files "
             "(.yaml), or leave it empty."
         )
-    return TaskManager(include_path=folder or None)
+    if folder and task in (own := _index(folder, False)).all_tasks:
+        return own
+    everything = _index(folder, True)
+    _check_known(task, everything.all_tasks, folder)
+    return everything
+
+
+@lru_cache(maxsize=2)
+def _index(folder: str, defaults: bool) -> Any:
+    """With lm-eval's own tasks, thousands of files are read for it."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=folder or None, include_defaults=defaults)
 
 
 def _check_known(task: str, names: Sequence[str], folder: str) -> None:
