@@ -1,5 +1,7 @@
 """The report: sentences follow from intervals, and text of models cannot become markup."""
 
+import subprocess
+import sys
 from itertools import takewhile
 
 import numpy as np
@@ -90,3 +92,10 @@ def test_metrics_of_an_earlier_version_say_what_to_do(study, make):
     assert metrics.table(study, "win_rates", "head_to_head")["n"].tolist() == [1]
     with pytest.raises(SrkitError, match=r"no table 'power'.* run notebook 12_win_rates"):
         metrics.table(study, "win_rates", "power")
+
+
+def test_figures_and_report_load_no_model_library():
+    """A page is made on any machine, within seconds: not even torch is imported."""
+    code = "import sys, srkit.drawings, srkit.report; print({'torch', 'peft'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
