@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from srkit import ablations, health, metrics, strength
+from srkit import ablations, differences, health, metrics, strength
 from srkit.config import Config
 from srkit.drawings import CAPTIONS, ablation_outcomes, draw_figure, drawings
 from srkit.escape import block, escaped, page
@@ -22,20 +22,29 @@ from srkit.figures.style import PAGE
 from srkit.findings import findings, rate
 from srkit.headtohead import MATCH
 from srkit.headtohead import PAPER as PAPER_MATCHES
-from srkit.study import Study
+from srkit.study import Study, kept
 
+PHONE = 92  # pixels for an inch of a figure on a narrow screen: its 7 points are then readable
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem;
        color: #222; background: #fff }
 h1 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
-figure { margin: 1.5rem 0 } img { min-width: min(100%, 22rem); height: auto }
+figure { margin: 1.5rem 0 } img { display: block; height: auto }
 figcaption, .note { color: #555; font-size: .9rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #eee; text-align: right }
-td:first-child, th:first-child, .plain td { text-align: left }
+td:first-child, th:first-child, table.plain td, table.plain th { text-align: left }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: hidden; background: #f6f6f6;
       padding: .6rem; font-size: .85rem }
-@media print { h2, figure { break-inside: avoid } body { max-width: none } }
+@media (max-width: 40rem) { .wide > img { width: var(--phone) !important; max-width: none }
+  td, th { padding: .2rem .4rem } .plain td:last-child { overflow-wrap: anywhere } }
+@page { margin: 14mm }
+@media print { body { max-width: none; padding: 0; font-size: 10.5pt }
+  h2 { break-after: avoid } figure, tr { break-inside: avoid } .wide { overflow: visible }
+  img { max-width: 100% !important; max-height: 22cm; object-fit: contain }
+  table { font-size: 7.5pt; max-width: 100% }
+  td, th { overflow-wrap: anywhere; padding: .1rem .3rem }
+  pre { break-inside: avoid } }
 """
 
 
@@ -52,7 +61,7 @@ def report_page(study: Study) -> str:
     parts = [
         _list("What this study shows, and what it does not", findings(study)),
         _section("What was run", _what_was_run(study)),
-        _section("Figures", "".join(_figure(study, name) for name in shown)),
+        _section("Figures", WORDS + "".join(_figure(study, name) for name in shown)),
         _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
         _section("Win rates beside the paper's", _win_rates(study)),
         _section("Arms side by side", _arms(study)),
@@ -60,8 +69,16 @@ def report_page(study: Study) -> str:
         _section("One pair per iteration", _examples(study)),
         _section("What each step took", _steps(study)),
         _list("Where this differs from the paper", deviations(study)),
+        _section("Settings that differ from the paper's", _settings(study)),
+        _list("Limits", differences.limits(study.config)),
     ]
     return page(title, STYLE, "".join(parts))
+
+
+WORDS = (
+    '<p class="note">Bars and brackets are 95 % intervals, whole prompts resampled, unless a '
+    "figure says otherwise; n is below each. Wide ones scroll sideways on a phone.</p>"
+)
 
 
 def _section(title: str, body: str) -> str:
@@ -74,11 +91,11 @@ def _list(title: str, items: list[str] | tuple[str, ...]) -> str:
     )
 
 
-def _table(frame: pd.DataFrame) -> str:
+def _table(frame: pd.DataFrame, classes: str | None = None) -> str:
     number = (int, float, np.number, type(None), type(pd.NA))
     frame = frame.map(lambda value: value if isinstance(value, number) else escaped(value))
     options = {"index": False, "escape": False, "border": 0, "na_rep": ""}
-    body = frame.to_html(float_format="{:.3g}".format, **options)
+    body = frame.to_html(float_format="{:.3g}".format, classes=classes, **options)
     return f'<div class="wide">{body}</div>'
 
 
@@ -91,11 +108,12 @@ def _what_was_run(study: Study) -> str:
         "quantisation": config.model.quantization,
         "preset": config.preset,
         "arms": ", ".join(study.arms),
-        "seed data": config.seed.source,
+        "seed data": f"{config.seed.source}: " + _sizes(study),
         "EFT targets": config.sft.eft_targets,
         "judge": f"{config.judge.rubric} rubric, {config.judge.method}, K = {config.judge.samples}",
-        "candidates": ", ".join(f"{f}: {len(study.read(f'{f}/candidates'))}" for f in loops),
-        "random seed": config.random_seed,
+        "iterations": "; ".join(_loop(study, folder) for folder in loops),
+        "training": _training(config),
+        "random seed": f"{config.random_seed} (one run: what another seed gives is not known)",
         "commit": trained["commit"],
         "machine": trained["machine"],
         "last model trained": trained["made_at"],
@@ -105,21 +123,49 @@ def _what_was_run(study: Study) -> str:
     return f'<div class="wide"><table class="plain">{cells}</table></div>'
 
 
+def _sizes(study: Study) -> str:
+    tables = {
+        "ift": "IFT rows",
+        "eft": "ranked responses for EFT",
+        "eft_eval": "held-out ranked responses",
+        "test_prompts": "test prompts",
+    }
+    return ", ".join(f"{len(study.read(f'seed/{t}'))} {words}" for t, words in tables.items())
+
+
+def _loop(study: Study, folder: str) -> str:
+    prompts, pairs = (len(kept(study.read(f"{folder}/{t}"))) for t in ("prompts", "pairs"))
+    candidates = len(study.read(f"{folder}/candidates"))
+    return f"{folder}: {prompts} prompts, {candidates} candidates, {pairs} pairs"
+
+
+def _training(config: Config) -> str:
+    sft, dpo = config.sft, config.dpo
+    return (
+        f"LoRA rank {config.model.lora_rank}; SFT {sft.epochs:g} epochs at {sft.learning_rate:g}, "
+        f"batch {sft.batch_size}; DPO {dpo.epochs:g} epochs at {dpo.learning_rate:g}, batch "
+        f"{dpo.batch_size}, beta {dpo.beta:g}"
+    )
+
+
 def _already_tuned(name: str) -> str:
     return " (already instruction-tuned: not a bare base model)" if "smollm2-135m" in name else ""
 
 
 def _figure(study: Study, name: str) -> str:
-    width = draw_figure(study, name).get_figwidth() / PAGE
+    figure = draw_figure(study, name)
+    width = figure.get_figwidth()
     data = (study.path / "figures" / f"{name}.png").read_bytes()
     kind = next((kind for kind in ("funnel", "loop_signals") if name.startswith(kind)), "")
     caption = CAPTIONS[kind or name]
     label = name.removeprefix(f"{kind}_").replace("_", " ") if kind else ""
     text = escaped(f"{label}: {caption}" if label else caption)
+    below = escaped(" ".join(figure.get_supxlabel().split()))  # states n and interval
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     note = f'<span class="note">Numbers: figures/{escaped(name)}.csv</span>'
-    image = f'<img style="width: {width:.0%}" src="{source}" alt="{text}">'
-    return f"<figure>{image}<figcaption>{text} {note}</figcaption></figure>"
+    size = f"width: {width / PAGE:.0%}; --phone: {PHONE * width:.0f}px"
+    image = f'<div class="wide"><img style="{size}" src="{source}" alt="{text}"></div>'
+    return f"<figure>{image}<figcaption>{text} {below} {note}</figcaption></figure>"
 
 
 def _accuracy_beside_paper(study: Study) -> str:
@@ -254,6 +300,12 @@ def deviations(study: Study) -> list[str]:
         "Answers to the test prompts are greedy, one per prompt.": config.eval.temperature == 0,
     }
     return [text for text, applies in found.items() if applies]
+
+
+def _settings(study: Study) -> str:
+    words = "Every setting that decides a result and is not that of preset <code>paper</code>."
+    told = _table(differences.from_paper(study.config), classes="plain")
+    return f"<p>{words}</p>{told}"
 
 
 def _who(role: str, config: Config) -> str:

@@ -1,5 +1,7 @@
 """The report: sentences follow from intervals, and text of models cannot become markup."""
 
+import subprocess
+import sys
 from itertools import takewhile
 
 import numpy as np
@@ -125,3 +127,10 @@ def test_arms_are_told_with_what_chance_alone_would_show():
     assert chance.startswith("Of 3 differences of arms from self-rewarding, 2 have an interval")
     assert "about 0.15 would" in chance, "a twentieth of three"
     assert findings._arms(pd.DataFrame(rows).assign(against="")) == []
+
+
+def test_figures_and_report_load_no_model_library():
+    """A page is made on any machine, within seconds: not even torch is imported."""
+    code = "import sys, srkit.drawings, srkit.report; print({'torch', 'peft'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -21,6 +21,7 @@ from srkit.figures.style import (
     COLOURS,
     FAINT,
     LOSS,
+    MARKERS,
     PAGE,
     TIE,
     WIN,
@@ -123,10 +124,11 @@ def constraint_pass_rates(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     labels = short_labels(models)
     shifts = np.linspace(-0.3, 0.3, len(models)) if len(models) > 1 else [0.0]
-    for model, shift, colour in zip(models, shifts, cycle(len(models)), strict=True):
+    for i, (model, shift) in enumerate(zip(models, shifts, strict=True)):
         rows = table[table["model"] == model].set_index("kind").reindex(kinds)
-        place = np.arange(len(kinds)) + shift
-        dots(axes, place, rows, colour, labels[model], horizontal=True)
+        place, colour = np.arange(len(kinds)) + shift, cycle(len(models))[i]
+        marker = MARKERS[i % len(MARKERS)]  # a second cue beside the colour
+        dots(axes, place, rows, colour, labels[model], horizontal=True, marker=marker)
     for border in np.arange(len(kinds) - 1) + 0.5:
         axes.axhline(border, color=FAINT, lw=0.5)
     counts = table.groupby("kind")["n"].agg(["min", "max"])
