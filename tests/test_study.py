@@ -465,7 +465,8 @@ def test_another_random_seed_makes_everything_stale(full):
 def test_fewer_or_more_iterations_make_the_analyses_stale(full):
     analyses = {name for name in full.steps if name.startswith(("browse", "metrics/", "report"))}
     fewer = Study.open(full.path, overrides="iterations=1", change=True)
-    assert not_done(fewer) == analyses, "they still tell of M3"
+    last = {"self-rewarding/M2/ways"}  # the last model judges in several ways, which M2 is now
+    assert not_done(fewer) == analyses | last, "they still tell of M3"
     more = Study.open(full.path, overrides="iterations=3", change=True)
     assert not_done(more) == set(more.steps) - set(full.steps) | analyses
 
