@@ -25,6 +25,7 @@ import pandas as pd
 from srkit import constraints, stats
 
 INSTRUCTIONS, QUESTIONS = "instructions", "two-turn questions"
+FEW = 5
 LABELS = ["benchmark", "metric", "unit"]  # unit: share (0 to 1) or points
 ITEMS = ("model", *LABELS, "prompt_id", "hits", "trials")
 SCORES = (*LABELS, "model", "value", "low", "high", "n", "prompts")
@@ -120,7 +121,11 @@ def two_turn_items(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def two_turn_table(
     measured: Mapping[str, pd.DataFrame], resamples: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean score of each model by category ("all" first) and turn, with n: `TWO_TURN`."""
+    """Mean score of each model by category ("all" first) and turn, with n: `TWO_TURN`.
+
+    Fewer questions than `FEW` have no interval: resamples of two of them only say how far the two
+    lie apart.
+    """
     rows, options = [], {"resamples": resamples, "seed": seed}
     for model, table in measured.items():
         scored = _scored(model, table).assign(one=1)
@@ -128,6 +133,8 @@ def two_turn_table(
             part = scored if category == "all" else scored[scored["category"] == category]
             for turn, answers in part.groupby("turn"):
                 found = stats.bootstrap(answers, ("score", "one"), **options)
+                if found["n"] < FEW:
+                    found |= {"low": None, "high": None}
                 rows.append({"category": category, "turn": turn, "model": model, **found})
     return _numbers(rows, TWO_TURN)
 

@@ -352,6 +352,9 @@ def test_the_papers_changes_have_panels_of_their_own():
     assert "SFT" not in {line.get_label() for line in two_turn.lines}, "it is the reference"
     assert "n = 9 prompts or items" in words(figure).replace("\n", " ")
     with_m0 = pd.concat([table, table[:2].assign(reference="M0")])
+    base = table[:1].assign(model="baseline", reference="M0")
+    first = figures.alignment_tax(pd.concat([with_m0, base])).get_axes()[0]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["baseline", "M1", "M2"]
     assert "against M0" in words(figures.alignment_tax(with_m0))
 
 

@@ -78,6 +78,14 @@ def test_scores_by_turn_and_category_and_their_changes():
     assert groups.loc[("baseline", "writing", 2), "n"] == 0
 
 
+def test_few_questions_have_no_interval():
+    rows = [(str(i), "math" if i < 2 else "writing", 1, float(i)) for i in range(7)]
+    scored = pd.DataFrame(rows, columns=["prompt_id", "category", "turn", "score"])
+    found = benchmarks.two_turn_table({"M1": scored}, 50).set_index("category")
+    assert found["n"].to_dict() == {"all": 7, "math": 2, "writing": 5}
+    assert found["low"].notna().to_dict() == {"all": True, "math": False, "writing": True}
+
+
 def test_nothing_asked_gives_empty_tables_and_no_steps(study, tmp_path):
     assert benchmarks.two_turn_items({}).empty
     assert list(benchmarks.two_turn_table({}).columns) == list(benchmarks.TWO_TURN)

@@ -73,7 +73,7 @@ def alignment_tax(table: pd.DataFrame) -> Figure:
     where it is another model.
     """
     metrics = list(table.groupby(benchmarks.LABELS, sort=False))
-    models = list(dict.fromkeys(table["model"]))
+    models = sorted(dict.fromkeys(table["model"]), key="baseline".__ne__)  # against M0 it is one
     tall, lines = 0.2 * len(models) + 0.55, math.ceil(len(metrics) / COLUMNS)
     figure = Plate(figsize=(PAGE, lines * tall + 3.3))
     ours, paper = figure.subfigures(2, 1, height_ratios=[lines * tall, 2.4])
