@@ -221,6 +221,18 @@ def test_any_flipped_bit_of_the_manifest(full):
     assert same < 0.1 * len(places)
 
 
+def test_any_flipped_bit_of_a_seal_and_of_its_name(full):
+    """A seal whose name is damaged must not pass for a line of an earlier version, without one."""
+    manifest = full.path / "manifest.jsonl"
+    whole = manifest.read_bytes()
+    for place in range(whole.index(b'"seal"'), whole.index(b"\n")):
+        for bit in range(8):
+            flip(manifest, place, bit)
+            with pytest.raises(SrkitError, match=r"manifest\.jsonl, line 1: .*delete this"):
+                full.manifest()
+            manifest.write_bytes(whole)
+
+
 def test_a_missing_line_is_said_and_its_step_made_again(full, filler, caplog):
     manifest, expected = full.path / "manifest.jsonl", contents(full)
     lines = manifest.read_bytes().splitlines(keepends=True)
