@@ -239,21 +239,22 @@ def total(forecasts: list[Forecast]) -> Row:
 
 
 def too_much(forecasts: list[Forecast], here: Machine) -> str:
-    """Why the study cannot run on a machine, and a preset that can; empty if it can."""
+    """Why the study cannot run on a machine, and what would; empty if it can."""
     worst = max(forecasts, key=lambda f: f.memory.low)
     disk = sum(f.disk for f in forecasts)
-    what = ""
     if worst.memory.low > here.total:
-        what = (
+        fits = largest_that_fits(here)
+        return (
             f"{worst.step} needs at least {_gb(worst.memory.low)} of memory, this machine has "
-            f"{_gb(here.total)} ({here.device})"
+            f"{_gb(here.total)} ({here.device}). "
+            + (f"Preset {fits} fits." if fits else "No preset fits.")
         )
-    elif disk > here.disk:
-        what = f"the study needs {_gb(disk)} of disk, {_gb(here.disk)} are free"
-    if not what:
-        return ""
-    fits = largest_that_fits(here)
-    return f"{what}. " + (f"Preset {fits} fits." if fits else "No preset fits.")
+    if disk > here.disk:
+        return (
+            f"the study needs {disk / 1e6:,.1f} MB of disk, {here.disk / 1e6:,.1f} MB are free. "
+            "Free some space there, or give it a place on another disk."
+        )
+    return ""
 
 
 def tight(forecasts: list[Forecast], here: Machine) -> str:

@@ -349,7 +349,8 @@ def test_presets_fit_the_cards_that_they_are_named_after():
 
 def test_a_full_disk_is_refused():
     found = module.forecast(resolve("cpu"), here=LAPTOP, speed=RATES)
-    assert "of disk, 0.0 GB are free" in module.too_much(found, replace(LAPTOP, disk=10**6))
+    refusal = module.too_much(found, replace(LAPTOP, disk=10**6))
+    assert "MB of disk, 1.0 MB are free. Free some space there" in refusal
 
 
 # --- in the study and on the command line --------------------------------------------------------
