@@ -45,6 +45,8 @@ MEASURES = ("judgements", "responses", "comparisons", "ways", "drift")
 WAYS = ("ways", "ways_costs")
 MATCHES = ("head_to_head", "referee_card")
 TOPICS = ("topics", "topic_drift")
+# Beginnings of the names of figures that state how long steps took: another run, other bytes.
+TIMED = ("loop_signals", "ablations", "judge_ways")
 
 CAPTIONS = {
     "reward_accuracy": "How well each model judges the held-out responses: agreement of its scores "

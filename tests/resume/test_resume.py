@@ -23,6 +23,7 @@ from harness import (
     reference_plan,
 )
 
+from srkit.drawings import TIMED
 from srkit.plan import Step
 
 STEPS = reference_plan()
@@ -152,6 +153,6 @@ def test_a_series_that_is_killed_again_and_again(seed, runner, reference, accoun
         assert not account.cost[bad], bad
     assert [line["step"] for line in manifest(study)] == list(STEPS)
     for figure in (whole / "figures").iterdir():
-        if not figure.name.startswith("loop_signals"):  # it tells how long the steps took
+        if not figure.name.startswith(TIMED):
             assert (study / "figures" / figure.name).read_bytes() == figure.read_bytes(), figure
     assert not strangers(whole, study)
