@@ -126,7 +126,7 @@ class Hostile:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A whole study, adapters apart, of hostile texts: the steps are the real ones."""
+    """A whole study of hostile texts: the steps are the real ones where no weights are needed."""
     tmp_path = tmp_path_factory.mktemp("hostile")
     name = f"<img src=x onerror=alert('name')>${AWAY}$x$ <script>window.hacked='name'</script>"
     settings = [
@@ -134,6 +134,7 @@ def hostile(tmp_path_factory):
         "seed.max_words=2000",
         "judge.method=sampled",
         "instruct.max_words=200",
+        "eval.ways_of=[]",  # these read probabilities of a real model
         "eval.referee=endpoint",
         "endpoint.url=http://127.0.0.1:9/v1",
         f"endpoint.model={name}",
@@ -147,9 +148,17 @@ def hostile(tmp_path_factory):
             (folder / Path(output).name).write_text(json.dumps(log) + "\n")
         return {"steps": 1}
 
+    def drift(part: list[dict], _: list[dict]) -> list[dict]:
+        numbers = {"tokens": 9, "logp_own": -9.0, "logp_start": -9.5, "k3": 0.1}
+        known = {"start": "M1", "truncated": False, **numbers}
+        return [{"id": p["id"], "prompt_id": p["id"], "text": p["prompt"], **known} for p in part]
+
     for step in study.steps.values():
         if step.name.endswith("/adapter"):
             study.make_folder(step.name, partial(adapter, step))
+            continue
+        if step.name.endswith("/drift"):  # so does this
+            study.make_table(step.name, study.read("seed/test_prompts"), drift, chunk=99)
             continue
         with pytest.MonkeyPatch.context() as patch:
             for module in (evaluate, instruct, judge, pairs):
