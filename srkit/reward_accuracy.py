@@ -53,6 +53,7 @@ METRICS = {
     "kendall": ("kendall", "correlated", "ordered", "prompts"),
 }
 POOLED = {"spearman_pooled": stats.spearman, "kendall_pooled": stats.kendall}
+ALL = (*METRICS, *POOLED)
 
 # Table 4 of the paper, Llama 2 70B on Open Assistant; shares as fractions, no intervals given
 PAPER = pd.DataFrame(
@@ -146,6 +147,7 @@ def accuracy_table(
     judgements: Mapping[str, pd.DataFrame],
     resamples: int = stats.RESAMPLES,
     seed: int = 0,
+    measures: Sequence[str] = ALL,
 ) -> pd.DataFrame:
     """All measures of all judges, one row each, and of length alone, which a judge must beat.
 
@@ -155,7 +157,7 @@ def accuracy_table(
     """
     judges = {**judgements, LENGTH_ALONE: length_judgements(rankings)}
     parts = [
-        _all_measures(score_rankings(rankings, table), resamples, seed).assign(model=name)
+        _measured(score_rankings(rankings, table), resamples, seed, measures).assign(model=name)
         for name, table in judges.items()
     ]
     return pd.concat(parts, ignore_index=True)[list(TABLE)]
@@ -181,7 +183,7 @@ def reward_metrics(
     """
     require_rows(rows, PLAIN, "reward_metrics", unique="response_id")
     scored = pd.DataFrame([_plain_row(row, number) for number, row in enumerate(rows, 1)])
-    table = _all_measures(scored.astype({"score": float}), resamples, seed)
+    table = _measured(scored.astype({"score": float}), resamples, seed, ALL)
     return table[[name for name in TABLE if name != "model"]]
 
 
@@ -202,11 +204,13 @@ def _plain_row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {**made, "score": mean, "parsed": len(parsed), "judgements": len(scores)}
 
 
-def _all_measures(scored: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+def _measured(
+    scored: pd.DataFrame, resamples: int, seed: int, measures: Sequence[str]
+) -> pd.DataFrame:
     """A row per measure of one judge; `scored` as `score_rankings` returns it."""
     sums = _sums(scored)
-    rows = [_measure(sums[metric], metric, resamples, seed) for metric in METRICS]
-    rows += [_pooled(sums[m], m, len(scored), resamples, seed) for m in POOLED]
+    rows = [_measure(sums[m], m, resamples, seed) for m in METRICS if m in measures]
+    rows += [_pooled(sums[m], m, len(scored), resamples, seed) for m in POOLED if m in measures]
     table = pd.DataFrame(rows).astype(NUMBERS)
     return table.assign(chance=table["metric"].map(_chance(scored)).astype(float))
 
@@ -217,6 +221,7 @@ def paired_differences(
     pairs: Sequence[tuple[str, str]] | None = None,
     resamples: int = stats.RESAMPLES,
     seed: int = 0,
+    measures: Sequence[str] = ALL,
 ) -> pd.DataFrame:
     """Differences model - reference of every measure, resampling the same prompts for both.
 
@@ -231,7 +236,7 @@ def paired_differences(
         raise SrkitError(f"No judgements of {', '.join(unknown)}; there are {', '.join(names)}.")
     sums = {name: _sums(score_rankings(rankings, judgements[name])) for name in names}
     rows = []
-    for (model, reference), metric in itertools.product(pairs, (*METRICS, *POOLED)):
+    for (model, reference), metric in itertools.product(pairs, measures):
         two = sums[model][metric], sums[reference][metric]
         statistic = POOLED.get(metric) or METRICS[metric][:2]
         found = stats.paired_bootstrap(*two, statistic, resamples=resamples, seed=seed)

@@ -243,6 +243,8 @@ def _quotient(above: np.ndarray, below: np.ndarray, index: pd.Index) -> pd.Serie
 
 def _cluster_sums(frame: pd.DataFrame, statistic: Statistic, by: str) -> pd.DataFrame:
     if isinstance(statistic, tuple):
+        if frame.index.name == by and frame.index.is_unique:  # they are sums already
+            return frame[list(statistic)].astype(float).dropna().sort_index()
         frame = frame.reset_index()[[by, *statistic]]
         frame = frame.astype(dict.fromkeys(statistic, float)).dropna()
     return frame.groupby(by).sum(numeric_only=True).astype(float)

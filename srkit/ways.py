@@ -80,8 +80,8 @@ def ways_table(
     parts = []
     for of, table in tables.items():
         asked = _asked(rankings, table)
-        found = reward_accuracy.accuracy_table(asked, judges(table), resamples, seed)
-        parts.append(found[found["metric"].isin(MEASURES)].assign(of=of))
+        found = reward_accuracy.accuracy_table(asked, judges(table), resamples, seed, MEASURES)
+        parts.append(found.assign(of=of))
     return _stacked(parts, TABLE)
 
 
@@ -103,8 +103,9 @@ def ways_differences(
         first, last = reference(table), reward_accuracy.LENGTH_ALONE
         pairs = [(name, first) for name in named if name != first]
         pairs += [(name, last) for name in named if name != last]
-        found = reward_accuracy.paired_differences(asked, named, pairs, resamples, seed)
-        parts.append(found[found["metric"].isin(MEASURES)].assign(of=of))
+        options = (resamples, seed, MEASURES)
+        found = reward_accuracy.paired_differences(asked, named, pairs, *options)
+        parts.append(found.assign(of=of))
     return _stacked(parts, DIFFERENCES)
 
 

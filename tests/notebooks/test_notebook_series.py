@@ -182,7 +182,7 @@ def test_deleting_one_table_makes_its_dependents_again(study):
     srkit("run", "--study", study)
     after = status(study)
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
-    names = ("adapter", "judgements", "responses", "comparisons", "drift")
+    names = ("adapter", "judgements", "ways", "responses", "comparisons", "drift")
     again = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
     analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
     analyses += ("data_distribution", "breakdowns", "ablations")

@@ -23,7 +23,16 @@ SETTINGS = "dpo.epochs=3"  # six steps of DPO in preset tiny, a checkpoint after
 SERIES = ("--preset=tiny", "--iterations=1", f"--set={SETTINGS}")
 # What differs between two runs that do the same.
 # What a manifest line tells of its run alone; the seal is over all of these.
-PASSING = ("commit", "seconds", "made_at", "peak_memory_mb", "forecast", "line", "seal")
+PASSING = (
+    "commit",
+    "seconds",
+    "seconds_of",
+    "made_at",
+    "peak_memory_mb",
+    "forecast",
+    "line",
+    "seal",
+)
 MESSAGE = "What was made is kept; the same command goes on from there."
 
 
