@@ -119,6 +119,7 @@ def limits(config: Config) -> list[str]:
         "KL is that of the first "
         f"{config.eval.max_tokens} tokens; whole answers may be further "
         "from the start.": True,
-        "The paper's benchmarks and its human evaluation are not part of this version.": True,
+        "The paper's human evaluation is not part of this version.": True,
+        "None of the paper's benchmarks was run (eval.benchmarks).": not config.eval.benchmarks,
     }
     return [text for text, applies in found.items() if applies]
