@@ -10,7 +10,7 @@ module says what its columns mean. Figures and the report read these files and n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pandas as pd
@@ -111,7 +111,7 @@ def ways_costs(study: Study) -> pd.DataFrame:
     records = study.records()
     names = [m for m in models(study) if f"{m}/ways" in records]
     seconds = {m: records[f"{m}/ways"].get("seconds_of", {}) for m in names}
-    costs = table(study, "reward_accuracy", "ways_costs").reindex(columns=list(ways.COSTS))
+    costs = _with_columns(table(study, "reward_accuracy", "ways_costs"), ways.COSTS)
     return ways.with_seconds(costs, seconds)
 
 
@@ -206,7 +206,7 @@ def make_benchmarks(study: Study) -> Tables:
     columns = {"scores": benchmarks.SCORES, "changes": benchmarks.CHANGES}
     columns["two_turn"] = benchmarks.TWO_TURN
     made = _make(study, "benchmarks", compute)
-    return {name: table.reindex(columns=list(columns[name])) for name, table in made.items()}
+    return {name: _with_columns(table, columns[name]) for name, table in made.items()}
 
 
 def make_data_distribution(study: Study) -> Tables:
@@ -259,9 +259,8 @@ def make_breakdowns(study: Study) -> Tables:
             "judging": breakdowns.judging_by_group(rankings, judged, **options),
         }
 
-    # JSON forgets the columns of a table without rows: where no prompt has a label
     made = _make(study, "breakdowns", compute)
-    return {name: table.reindex(columns=list(breakdowns.TABLE)) for name, table in made.items()}
+    return {name: _with_columns(table, breakdowns.TABLE) for name, table in made.items()}
 
 
 def make_ablations(study: Study) -> Tables:
@@ -362,6 +361,11 @@ def _make(study: Study, name: str, compute: Callable[[], Tables]) -> Tables:
 
     study.make_file(f"metrics/{name}", text)
     return load(study, name)
+
+
+def _with_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """`table`, and where it has no rows its columns, which JSON forgets."""
+    return table if len(table) else pd.DataFrame(columns=list(columns))
 
 
 def _of_arms(study: Study, arms: set[str]) -> list[str]:
