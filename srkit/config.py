@@ -260,6 +260,11 @@ class Eval(Section):
     )
     benchmark_items: int = Field(0, ge=0, description="of each of these tasks at most; 0: all")
     benchmark_tasks: str = Field("", description="a folder with lm-eval task files of your own")
+    embedding_model: str = Field(
+        "",
+        description="hub id or folder of a sentence-embedding model for the map, novelty and "
+        "topics of texts; empty: TF-IDF, no download",
+    )
 
 
 class Arms(Section):

@@ -1,6 +1,6 @@
-"""Which settings of a study are not the paper's, and why; and what its numbers cannot say.
+"""Where a study is not the paper's, which settings make it so and why, what it cannot say.
 
-Both are computed from the settings, so that none is forgotten.
+All are computed from the settings, so that none is forgotten.
 
 The settings are held against preset `paper`. What only says how the work is cut up, where it runs
 or what is cached changes last digits at most, and is left out; so is a server's address, which is
@@ -104,6 +104,44 @@ def _reason(name: str, value: Any, preset: dict[str, Any], of: str) -> str:
     return REASONS.get(name) or REASONS.get(name.partition(".")[0], "as the preset has it")
 
 
+def deviations(config: Config) -> list[str]:
+    """Where a study differs from the paper, in sentences."""
+    training = (
+        f"batches of {config.sft.batch_size} (SFT) and {config.dpo.batch_size} (DPO), learning "
+        f"rates {config.sft.learning_rate:g} and {config.dpo.learning_rate:g}; the paper: 16, "
+        "5.5e-06 and 1e-06"
+    )
+    found = {
+        f"The model is {config.model.name}; the paper's is Llama 2 70B.": True,
+        f"LoRA adapters are trained, {training}.": True,
+        f"{config.instruct.prompts} new prompts are asked for per iteration; the paper ended with "
+        "3,964 and 6,942 pairs.": True,
+        f"They are written by {_who(config.instruct.writer, config)}; the paper: a fixed Llama "
+        "2-Chat 70B.": True,
+        f"The referee of the comparisons is {_who(config.eval.referee, config)}; the paper's is "
+        "GPT-4.": True,
+        "No checkpoint is selected by an outside judge (the paper: Claude 2, 253 prompts); each "
+        "model is the end of its training.": True,
+        "The rubric's wording is this kit's own; its criteria and output contract are the "
+        "paper's.": True,
+        "The seed set is the kit's own: grades follow from how each response was made, they are "
+        "not human votes; agreement with them is not agreement with people.": config.seed.source
+        == "kit",
+        f"EFT targets come from `{config.sft.eft_targets}`, not from the baseline.": (
+            config.sft.eft_targets != "self"
+        ),
+        "A score is the mean of 0 to 5 under the probabilities of the score token, without a "
+        "rationale (the paper: the mean of 3 sampled judgements with rationales); such scores "
+        "hardly ever tie.": config.judge.method == "expected",
+        f"Texts become vectors by {config.eval.embedding_model or 'TF-IDF, without a model'}; the "
+        "paper's embedding model is not known.": True,
+        "Tasks, complexity and expected length of the test prompts were set by hand (the paper: "
+        "GPT-4).": config.seed.source == "kit",
+        "Answers to the test prompts are greedy, one per prompt.": config.eval.temperature == 0,
+    }
+    return [text for text, applies in found.items() if applies]
+
+
 def limits(config: Config) -> list[str]:
     """What the numbers of this study cannot say, whatever they are."""
     own = config.eval.referee != "endpoint"
@@ -123,3 +161,8 @@ def limits(config: Config) -> list[str]:
         "None of the paper's benchmarks was run (eval.benchmarks).": not config.eval.benchmarks,
     }
     return [text for text, applies in found.items() if applies]
+
+
+def _who(role: str, config: Config) -> str:
+    """A model of the study, or the one behind the endpoint."""
+    return config.endpoint.model if role == "endpoint" else f"{role} of this study"

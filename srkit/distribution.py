@@ -1,11 +1,12 @@
 """Where the training texts lie: IFT, EFT and what the model made itself (paper Fig. 6).
 
 Texts become vectors by TF-IDF and a truncated SVD, drawn with t-SNE: no download, no model, nothing
-but the tables. How new the self-made prompts are is measured against the seed, against earlier
-iterations and against the test prompts; what they are about by k-means over all prompts.
+but the tables. Where a model has made vectors (`srkit.texts`), they take that place. How new the
+self-made prompts are is measured against the seed, against earlier iterations and against the test
+prompts; what they are about by k-means over all prompts.
 
-Surprising decisions: the vectors know words, not meaning, so two ways to say one thing lie apart;
-the paper's (from which model is not known) may know more. A t-SNE map shows what lies near what;
+Surprising decisions: TF-IDF knows words, not meaning, so two ways to say one thing lie apart; the
+paper's vectors (from which model is not known) may know more. A map shows what lies near what;
 distances between groups and their sizes mean nothing. In the map EFT stands as it is trained on,
 as judge prompts and judgements, as in the paper, so that the responses to one prompt make a clump;
 everywhere else its plain prompts are meant. t-SNE is sensitive to the last bit: the same tables
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,10 +39,24 @@ MAPPED = 400  # texts of one set in a map: more would cover each other, and t-SN
 TOPICS, TERMS = 8, 3
 NEAR = 0.7  # ROUGE-L F1 above which Self-Instruct calls a prompt a near-duplicate
 SHUFFLES = 500
-MAP = ("set", "x", "y", "texts")
+MAP = ("set", "x", "y", "texts", "vectors")
 NOVELTY = ("name", "against", "quantity", "value", "low", "high", "n", "references")
 COUNTS = ("topic", "terms", "name", "count", "share", "n")
 DRIFT = ("name", "against", "distance", "by_chance", "by_chance_high", "n", "references")
+
+
+class Vectors(NamedTuple):
+    """Texts as points by a model: its name, and a vector for every text that will be asked for."""
+
+    model: str
+    of: Mapping[str, np.ndarray]
+
+    def rows(self, texts: Texts) -> np.ndarray:
+        """Unit vectors, (texts, components)."""
+        from sklearn.preprocessing import normalize
+
+        found = np.array([self.of[text] for text in texts])
+        return normalize(found) if len(found) else np.zeros((0, len(next(iter(self.of.values())))))
 
 
 def tfidf(texts: Texts) -> tuple[csr_matrix, np.ndarray]:
@@ -57,18 +73,25 @@ def tfidf(texts: Texts) -> tuple[csr_matrix, np.ndarray]:
     return vectorizer.fit_transform(texts), vectorizer.get_feature_names_out()
 
 
-def embedding(vectors: csr_matrix, seed: int = 0) -> np.ndarray:
-    """Vectors of a truncated SVD of unit length, (texts, at most `COMPONENTS`)."""
+def embedding(texts: Texts, known: Vectors | None = None, seed: int = 0) -> np.ndarray:
+    """Unit vectors, (texts, components): those known, or of TF-IDF's truncated SVD (`COMPONENTS`
+    at most)."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
+    if known:
+        return known.rows(texts)
+    vectors, _ = tfidf(texts)
     components = min(COMPONENTS, *vectors.shape)
     with threadpool_limits(1):  # the sums of several threads differ in the last bit
         return normalize(TruncatedSVD(components, random_state=seed).fit_transform(vectors))
 
 
-def text_map(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
-    """Places of texts in the plane by t-SNE, a row per text: set, x, y, texts (of its set in all).
+def text_map(
+    sets: Mapping[str, Texts], seed: int = 0, known: Vectors | None = None
+) -> pd.DataFrame:
+    """Places of texts in the plane by t-SNE, a row per text: set, x, y, texts (of its set in all),
+    vectors (whose).
 
     Of each set at most `MAPPED` texts are drawn, the same in every run. Fewer than five texts have
     no map: their places are zero.
@@ -80,7 +103,7 @@ def text_map(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
     table = pd.DataFrame(drawn, columns=["set", "text"])
     place = np.zeros((len(table), 2))
     if len(table) >= 5:
-        vectors = embedding(tfidf(table["text"].tolist())[0], seed)
+        vectors = embedding(table["text"].tolist(), known, seed)
         perplexity = min(PERPLEXITY, (len(table) - 1) / 3)
         start = "pca" if vectors.shape[1] > 1 else "random"
         with threadpool_limits(1):
@@ -88,18 +111,25 @@ def text_map(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
             place = fit.fit_transform(vectors)
     x, y = np.round(place.astype(float), 3).T
     counts = {name: len(texts) for name, texts in sets.items()}
-    return table.assign(x=x, y=y, texts=table["set"].map(counts))[list(MAP)]
+    whose = known.model if known else "TF-IDF, SVD"
+    return table.assign(x=x, y=y, texts=table["set"].map(counts), vectors=whose)[list(MAP)]
 
 
-def nearest(texts: Texts, others: Texts | None = None) -> pd.DataFrame:
+def nearest(
+    texts: Texts, others: Texts | None = None, known: Vectors | None = None
+) -> pd.DataFrame:
     """How near each text comes to any of `others`: columns rouge and cosine, in [0, 1].
 
-    Without `others` the rest of the texts themselves. ROUGE-L F1; the cosine of TF-IDF vectors.
+    Without `others` the rest of the texts themselves. ROUGE-L F1; the cosine of TF-IDF vectors, or
+    of those known (0 where it is negative).
     """
     alone = others is None
     others = texts if alone else others
-    vectors, _ = tfidf([*texts, *others])
-    similar = (vectors[: len(texts)] @ vectors[len(texts) :].T).toarray()  # (texts, others)
+    if known:
+        similar = known.rows(texts) @ known.rows(others).T  # (texts, others)
+    else:
+        vectors, _ = tfidf([*texts, *others])
+        similar = (vectors[: len(texts)] @ vectors[len(texts) :].T).toarray()
     if alone:
         np.fill_diagonal(similar, 0)
     known = [rouge_tokens(text) for text in others]
@@ -114,6 +144,7 @@ def novelty(
     questions: Sequence[tuple[str, Texts, str, Texts | None]],
     resamples: int = stats.RESAMPLES,
     seed: int = 0,
+    known: Vectors | None = None,
 ) -> pd.DataFrame:
     """How new texts are: the nearest of the others by ROUGE-L and by cosine.
 
@@ -126,7 +157,7 @@ def novelty(
     rows, options = [], {"resamples": resamples, "seed": seed}
     for name, texts, against, others in questions:
         texts = _sample(texts, seed) if others is None else texts
-        table = nearest(texts, others).assign(one=1, prompt_id=range(len(texts)))
+        table = nearest(texts, others, known).assign(one=1, prompt_id=range(len(texts)))
         table["near"] = table["rouge"] > NEAR
         found = {
             "nearest by ROUGE-L": stats.bootstrap(table, ("rouge", "one"), **options),
@@ -140,7 +171,9 @@ def novelty(
     return pd.DataFrame(rows, columns=list(NOVELTY)).astype(numbers)
 
 
-def assign_topics(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
+def assign_topics(
+    sets: Mapping[str, Texts], seed: int = 0, known: Vectors | None = None
+) -> pd.DataFrame:
     """The topic of every text by k-means over all of them: name, topic (0, 1, ...), terms.
 
     Topics are numbered from the largest; `terms` are the three that weigh most in it.
@@ -152,7 +185,7 @@ def assign_topics(sets: Mapping[str, Texts], seed: int = 0) -> pd.DataFrame:
     if table.empty:
         return pd.DataFrame(columns=["name", "topic", "terms"])
     vectors, terms = tfidf(table["text"].tolist())
-    places = embedding(vectors, seed)
+    places = embedding(table["text"].tolist(), known, seed)
     clusters = min(TOPICS, len(np.unique(places.round(6), axis=0)))
     with threadpool_limits(1):
         found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(places)

@@ -18,33 +18,45 @@ from srkit.reward_accuracy import LENGTH_ALONE
 from srkit.study import Row, Study
 
 
-def findings(study: Study) -> list[str]:
-    """What the study shows and does not show, one plain sentence per question, with intervals."""
+def findings(study: Study) -> dict[str, list[str]]:
+    """What the study shows and does not show, by question: plain sentences, with intervals."""
     accuracy = metrics.load(study, "reward_accuracy")
     lengths = metrics.load(study, "length_drift")
     wins = metrics.load(study, "win_rates")
     texts = metrics.load(study, "data_distribution")
-    arms = metrics.table(study, "ablations", "outcomes")
-    return [
-        *_judging(accuracy["accuracy"]),
-        *_changes(accuracy["differences"]),
-        *_calibration(metrics.table(study, "reward_accuracy", "calibration_slopes")),
-        *_agreement(metrics.table(study, "reward_accuracy", "agreement")),
-        *_ways(metrics.table(study, "reward_accuracy", "ways_differences")),
-        *_matches(wins["head_to_head"], metrics.table(study, "win_rates", "measures")),
-        *_power(metrics.table(study, "win_rates", "power")),
-        *_card(wins["referee_card"]),
-        *_constraints(wins["constraints"]),
-        *_controls(wins["controls"]),
-        *_benchmarks(metrics.table(study, "benchmarks", "changes")),
-        *_arms(arms),
-        *_lengths(lengths["by_model"]),
-        *_score_and_length(lengths["score_and_length"]),
-        *(_equal_length(lengths["equal_length"]) if _decides(wins["head_to_head"]) else []),
-        *_leaks(texts["novelty"]),
-        *_topic_drift(texts["topic_drift"]),
-        *_kl(metrics.kl_to_start(study)),
-    ]
+    told = {
+        "Does the judge get better?": [
+            *_judging(accuracy["accuracy"]),
+            *_changes(accuracy["differences"]),
+            *_calibration(metrics.table(study, "reward_accuracy", "calibration_slopes")),
+            *_agreement(metrics.table(study, "reward_accuracy", "agreement")),
+            *_ways(metrics.table(study, "reward_accuracy", "ways_differences")),
+        ],
+        "Do answers get better?": [
+            *_constraints(wins["constraints"]),
+            *_matches(wins["head_to_head"], metrics.table(study, "win_rates", "measures")),
+            *(_equal_length(lengths["equal_length"]) if _decides(wins["head_to_head"]) else []),
+            *_card(wins["referee_card"]),
+            *_power(metrics.table(study, "win_rates", "power")),
+        ],
+        "Do they get longer?": [
+            *_lengths(lengths["by_model"]),
+            *_score_and_length(lengths["score_and_length"]),
+        ],
+        "What do controls and other arms change?": [
+            *_controls(wins["controls"]),
+            *_arms(metrics.table(study, "ablations", "outcomes")),
+        ],
+        "What did training cost, and how far did it go?": [
+            *_benchmarks(metrics.table(study, "benchmarks", "changes")),
+            *_kl(metrics.kl_to_start(study)),
+        ],
+        "What were the models trained on?": [
+            *_leaks(texts["novelty"]),
+            *_topic_drift(texts["topic_drift"]),
+        ],
+    }
+    return {question: sentences for question, sentences in told.items() if sentences}
 
 
 def _judging(table: pd.DataFrame) -> list[str]:

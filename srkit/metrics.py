@@ -33,8 +33,8 @@ from srkit import (
 )
 from srkit.config import SrkitError
 from srkit.plan import model_after, model_names
-from srkit.prompts import judge_prompt
-from srkit.study import Row, Study, kept
+from srkit.study import Study
+from srkit.texts import column, prompt_sets, trained_texts, vectors
 
 Tables = dict[str, pd.DataFrame]
 
@@ -213,12 +213,14 @@ def make_data_distribution(study: Study) -> Tables:
     """Step `metrics/data_distribution`: what is trained on, and how new the self-made part is.
 
     Tables: `map` (kind is instructions or responses; IFT, EFT and the first arm's iterations),
-    `novelty`, `topics` (counts) and `topic_drift` of the prompts of all iterations.
+    `novelty`, `topics` (counts) and `topic_drift` of the prompts of all iterations. Where
+    `eval.embedding_model` names a model, its vectors are made first.
     """
+    known = vectors(study)
 
     def compute() -> Tables:
-        seed, options = study.config.random_seed, _options(study)
-        sets, test = prompt_sets(study), _texts(study.read("seed/test_prompts"), "prompt")
+        seed, options, sets = study.config.random_seed, _options(study), prompt_sets(study)
+        test = column(study.read("seed/test_prompts"), "prompt")
         source = list(dict.fromkeys([*sets["IFT"], *sets["EFT"]]))
         asked = [(name, sets[name], "the rest of it", None) for name in ("IFT", "EFT")]
         for folder in iterations(study):
@@ -227,16 +229,16 @@ def make_data_distribution(study: Study) -> Tables:
             if earlier := _earlier(folder):
                 before = [text for name in earlier for text in sets[name]]
                 asked.append((folder, sets[folder], "earlier iterations", before))
-        topics = distribution.assign_topics(sets, seed)
+        topics = distribution.assign_topics(sets, seed, known)
         drift = [(folder, "IFT") for folder in iterations(study)]
         drift += [(f, earlier[-1]) for f in iterations(study) if (earlier := _earlier(f))]
         maps = [
-            distribution.text_map(texts, seed).assign(kind=kind)
+            distribution.text_map(texts, seed, known).assign(kind=kind)
             for kind, texts in trained_texts(study).items()
         ]
         return {
             "map": pd.concat(maps, ignore_index=True),
-            "novelty": distribution.novelty(asked, **options),
+            "novelty": distribution.novelty(asked, **options, known=known),
             "topics": distribution.topic_counts(topics),
             "topic_drift": distribution.topic_drift(topics, drift, seed),
         }
@@ -298,30 +300,6 @@ def kl_to_start(study: Study) -> pd.DataFrame:
     return drift.kl_table(_tables(study, measured, "drift"), **_options(study))
 
 
-def prompt_sets(study: Study) -> dict[str, list[str]]:
-    """The plain prompts of IFT, of EFT and of each iteration that were kept, by name."""
-    sets = {name: _texts(study.read(f"seed/{name.lower()}"), "prompt") for name in ("IFT", "EFT")}
-    sets["EFT"] = list(dict.fromkeys(sets["EFT"]))
-    own = {f: _texts(kept(study.read(f"{f}/prompts")), "prompt") for f in iterations(study)}
-    return {**sets, **own}
-
-
-def trained_texts(study: Study) -> dict[str, dict[str, list[str]]]:
-    """What the first arm's models are trained on: instructions and responses, by set.
-
-    EFT instructions are judge prompts and EFT responses judgements; self-made are the chosen ones.
-    """
-    targets, ift = kept(study.read("seed/eft_targets")), study.read("seed/ift")
-    rubric, arm = study.config.judge.rubric, study.arms[0]
-    asked = [judge_prompt(rubric, r["prompt"], r["response"])[0]["content"] for r in targets]
-    instructions = {"IFT": _texts(ift, "prompt"), "EFT": asked}
-    responses = {"IFT": _texts(ift, "response"), "EFT": _texts(targets, "target")}
-    for folder in (f for f in iterations(study) if f.startswith(f"{arm}/")):
-        pairs = kept(study.read(f"{folder}/pairs"))
-        instructions[folder], responses[folder] = _texts(pairs, "prompt"), _texts(pairs, "chosen")
-    return {"instructions": instructions, "responses": responses}
-
-
 def load(study: Study, name: str) -> Tables:
     """The tables of a finished analysis, by name.
 
@@ -377,10 +355,6 @@ def _comparisons(study: Study) -> pd.DataFrame:
     """Comparisons of all models; arms share those of the seed models."""
     compared = _tables(study, [m for m in models(study) if m != "baseline"], "comparisons")
     return pd.concat(compared.values()).drop_duplicates("id")
-
-
-def _texts(rows: list[Row], column: str) -> list[str]:
-    return [str(row[column]) for row in rows]
 
 
 def _earlier(folder: str) -> list[str]:

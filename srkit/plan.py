@@ -307,12 +307,21 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     trained_on = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
     broken_down = ("seed/test_prompts", "seed/eft_eval", *answers, *judged, *compared)
     measured = _benchmarks(config, models)
+    embedded = ()
+    if config.eval.embedding_model:
+        of, by = (*trained_on, *prompts, *pairs), ("eval.embedding_model",)
+        embedded = (_table("embeddings", of, by, "14_data_distribution"),)
     metrics = [
         ("reward_accuracy", ("seed/eft_eval", *judged, *own, *ways), (), "10_reward_accuracy"),
         ("length_drift", length, (), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
         ("benchmarks", (*answers, *(s.name for s in measured)), (), "13_benchmarks"),
-        ("data_distribution", (*trained_on, *prompts, *pairs), (), "14_data_distribution"),
+        (
+            "data_distribution",
+            (*trained_on, *prompts, *pairs, *(s.name for s in embedded)),
+            (),
+            "14_data_distribution",
+        ),
         ("breakdowns", broken_down, (), "15_breakdowns"),
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
     ]
@@ -324,4 +333,5 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
     drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
     inputs = (*(s.name for s in steps), *shown, *drifts)
-    return [browse, *measured, *steps, Step("report", inputs, (), "30_report", ("report.html",))]
+    report = Step("report", inputs, (), "30_report", ("report.html",))
+    return [browse, *measured, *embedded, *steps, report]

@@ -59,7 +59,7 @@ def report_page(study: Study) -> str:
     title = f"Self-rewarding study: {study.path.name}"
     shown = drawings(study)
     parts = [
-        _list("What this study shows, and what it does not", findings(study)),
+        _section("What this study shows, and what it does not", _findings(study)),
         _section("What was run", _what_was_run(study)),
         _section("Figures", WORDS + "".join(_figure(study, name) for name in shown)),
         _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
@@ -68,9 +68,9 @@ def report_page(study: Study) -> str:
         _section("Judge health", _health(study)),
         _section("One pair per iteration", _examples(study)),
         _section("What each step took", _steps(study)),
-        _list("Where this differs from the paper", deviations(study)),
+        _section("Where this differs from the paper", _list(differences.deviations(study.config))),
         _section("Settings that differ from the paper's", _settings(study)),
-        _list("Limits", differences.limits(study.config)),
+        _section("Limits", _list(differences.limits(study.config))),
     ]
     return page(title, STYLE, "".join(parts))
 
@@ -85,10 +85,13 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escaped(title)}</h2>{body}</section>"
 
 
-def _list(title: str, items: list[str] | tuple[str, ...]) -> str:
-    return _section(
-        title, "<ul>" + "".join(f"<li>{escaped(item)}</li>" for item in items) + "</ul>"
-    )
+def _list(items: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escaped(item)}</li>" for item in items) + "</ul>"
+
+
+def _findings(study: Study) -> str:
+    told = findings(study).items()
+    return "".join(f"<h3>{escaped(question)}</h3>{_list(said)}" for question, said in told)
 
 
 def _table(frame: pd.DataFrame, classes: str | None = None) -> str:
@@ -263,54 +266,10 @@ def _steps(study: Study) -> str:
     return f"<p>{seconds:,.0f} seconds and {tokens:,} tokens in all steps.</p>{_table(frame)}"
 
 
-def deviations(study: Study) -> list[str]:
-    """Where this study differs from the paper, from its settings."""
-    config = study.config
-    training = (
-        f"batches of {config.sft.batch_size} (SFT) and {config.dpo.batch_size} (DPO), learning "
-        f"rates {config.sft.learning_rate:g} and {config.dpo.learning_rate:g}; the paper: 16, "
-        "5.5e-06 and 1e-06"
-    )
-    found = {
-        f"The model is {config.model.name}; the paper's is Llama 2 70B.": True,
-        f"LoRA adapters are trained, {training}.": True,
-        f"{config.instruct.prompts} new prompts are asked for per iteration; the paper ended with "
-        "3,964 and 6,942 pairs.": True,
-        f"They are written by {_who(config.instruct.writer, config)}; the paper: a fixed Llama "
-        "2-Chat 70B.": True,
-        f"The referee of the comparisons is {_who(config.eval.referee, config)}; the paper's is "
-        "GPT-4.": True,
-        "No checkpoint is selected by an outside judge (the paper: Claude 2, 253 prompts); each "
-        "model is the end of its training.": True,
-        "The rubric's wording is this kit's own; its criteria and output contract are the "
-        "paper's.": True,
-        "The seed set is the kit's own: grades follow from how each response was made, they are "
-        "not human votes; agreement with them is not agreement with people.": config.seed.source
-        == "kit",
-        f"EFT targets come from `{config.sft.eft_targets}`, not from the baseline.": (
-            config.sft.eft_targets != "self"
-        ),
-        "A score is the mean of 0 to 5 under the probabilities of the score token, without a "
-        "rationale (the paper: the mean of 3 sampled judgements with rationales); such scores "
-        "hardly ever tie.": config.judge.method == "expected",
-        "The map of the data is made of TF-IDF vectors, without a model; the paper's embedding "
-        "model is not known.": True,
-        "Tasks, complexity and expected length of the test prompts were set by hand (the paper: "
-        "GPT-4).": config.seed.source == "kit",
-        "Answers to the test prompts are greedy, one per prompt.": config.eval.temperature == 0,
-    }
-    return [text for text, applies in found.items() if applies]
-
-
 def _settings(study: Study) -> str:
     words = "Every setting that decides a result and is not that of preset <code>paper</code>."
     told = _table(differences.from_paper(study.config), classes="plain")
     return f"<p>{words}</p>{told}"
-
-
-def _who(role: str, config: Config) -> str:
-    """A model of the study, or the one behind the endpoint."""
-    return config.endpoint.model if role == "endpoint" else f"{role} of this study"
 
 
 def _health(study: Study) -> str:

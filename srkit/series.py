@@ -21,6 +21,7 @@ from srkit import (
     pairs,
     seed,
     sft,
+    texts,
     two_turn,
 )
 from srkit.browse import make_page
@@ -37,6 +38,7 @@ OF_STUDY = {
     "seed/eft_targets": judge.make_eft_targets,
     "M1/adapter": sft.make_m1,
     "referee/comparisons": evaluate.make_referee_comparisons,
+    "embeddings": texts.vectors,
     "browse": make_page,
     "metrics/reward_accuracy": metrics.make_reward_accuracy,
     "metrics/length_drift": metrics.make_length_drift,

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from srkit import distribution
+from srkit.escape import visible
 from srkit.figures.style import (
     COLOURS,
     MARKERS,
@@ -56,8 +57,9 @@ def data_map(table: pd.DataFrame) -> Figure | None:
         axes.set(title=KINDS[kind], xticks=[], yticks=[], xlabel="dimension 1")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, markerscale=1.5)
     figure.axes[0].set_ylabel("dimension 2")
-    words = "TF-IDF, SVD, t-SNE: what lies near what; distances between groups mean nothing."
-    caption(figure, f"{words} EFT as trained on: judge prompts and judgements.")
+    words = "t-SNE: what lies near what; distances between groups mean nothing."
+    whose = visible(str(table["vectors"].iloc[0])).rpartition("/")[2][-40:]
+    caption(figure, f"{whose}, {words} EFT as trained on: judge prompts and judgements.")
     return figure
 
 
