@@ -129,4 +129,4 @@ def _open(study: Study, name: str) -> Engine:
     from srkit.generate import HfEngine
     from srkit.models import open_policy
 
-    return HfEngine(open_policy(study, name))
+    return HfEngine(open_policy(study, name), study.spent)

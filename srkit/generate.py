@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,17 +68,24 @@ ROW_WORK = 512  # columns of attention that take about as long as a row's matrix
 
 @dataclass(frozen=True)
 class HfEngine:
-    """The functions of this module as an `srkit.engine.Engine`."""
+    """The functions of this module as an `srkit.engine.Engine`. `spent` counts tokens read."""
 
     policy: Policy
+    spent: Counter[str] = field(default_factory=Counter)
 
-    def sample(self, *question: Any) -> list[list[Completion]]:
+    def sample(self, conversations: Sequence[Conversation], *how: Any) -> list[list[Completion]]:
         """As the function, of the policy."""
-        return sample(self.policy, *question)
+        self._count(conversations)
+        return sample(self.policy, conversations, *how)
 
-    def score_options(self, *question: Any) -> np.ndarray:
+    def score_options(self, conversations: Sequence[Conversation], *how: Any) -> np.ndarray:
         """As the function, of the policy."""
-        return score_options(self.policy, *question)
+        self._count(conversations)
+        return score_options(self.policy, conversations, *how)
+
+    def _count(self, conversations: Sequence[Conversation]) -> None:
+        ids = {tuple(encode_prompt(self.policy.tokenizer, c)) for c in conversations}
+        self.spent["read"] += sum(map(len, ids))
 
 
 def sample(

@@ -132,7 +132,8 @@ class Study:
 
     def __init__(self, path: Path, config: Config, arms: tuple[str, ...]) -> None:
         self.path, self.config, self.arms = path, config, arms
-        self.spent: Counter[str] = Counter()  # requests and tokens of an endpoint, this process
+        # by this process's engines: tokens read, and an endpoint's requests and tokens
+        self.spent: Counter[str] = Counter()
 
     @classmethod
     def open(
@@ -391,9 +392,10 @@ class Study:
         """Make a table chunk by chunk, continuing where an interrupted run stopped.
 
         `work(items of one chunk, all rows before it)` returns the chunk's rows; it stops early
-        once `until(rows)` holds. `extra` goes into the manifest line, as does what an endpoint
-        cost, and, where the chunks are `named`, the seconds of each (`seconds_of`). Nothing runs
-        if the table is finished. Returns all rows.
+        once `until(rows)` holds. `extra` goes into the manifest line, as do the tokens that the
+        study's engines read (`read`: a prompt once for all draws from it), what an endpoint cost,
+        and, where the chunks are `named`, the seconds of each (`seconds_of`). Nothing runs if the
+        table is finished. Returns all rows.
         """
         if first(lambda: self.state(name)) == "done":
             return self.read(name)
@@ -412,14 +414,16 @@ class Study:
                 new = work(part, rows)
                 done = {"chunk": len(chunks), "seconds": time.monotonic() - began, "rows": new}
                 if cost := sum(together(lambda before=before: self.spent - before), Counter()):
-                    done["endpoint"] = cost
+                    done["spent"] = cost
                 chunks.append(done)
                 first(lambda done=done: append_line(partial, _sealed(done)))
                 rows += new
                 bar.update(len(part))
             bar.close()
             record |= {"rows": len(rows), "seconds": sum(c["seconds"] for c in chunks)}
-            if cost := sum((Counter(c.get("endpoint")) for c in chunks), Counter()):
+            cost = sum((Counter(c.get("spent")) for c in chunks), Counter())
+            record["read"] = cost.pop("read", 0)
+            if cost:
                 record["endpoint"] = {"model": self.config.endpoint.model, **cost}
             if named:
                 times = (round(c["seconds"], 2) for c in chunks)

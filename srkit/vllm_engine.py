@@ -32,8 +32,9 @@ import importlib.util
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ class VllmEngine:
 
     server: Server
     adapter: LoRARequest | None
+    spent: Counter[str] = field(default_factory=Counter)  # tokens read
 
     def sample(
         self,
@@ -125,7 +127,9 @@ class VllmEngine:
         ).reshape(len(prompts), len(encoded))
 
     def _encode(self, conversations: Sequence[Conversation]) -> list[Ids]:
-        return [tuple(encode_prompt(self.server.tokenizer, c)) for c in conversations]
+        ids = [tuple(encode_prompt(self.server.tokenizer, c)) for c in conversations]
+        self.spent["read"] += sum(map(len, set(ids)))
+        return ids
 
     def _completion(self, output: CompletionOutput, matched: bool) -> Completion:
         tokens = list(output.token_ids)
@@ -357,7 +361,7 @@ def open_engine(study: Study, name: str) -> VllmEngine:
         models.release()
         _live = (key, Server(study.config.model))
     server = _live[1]
-    return VllmEngine(server, server.wear(folder) if folder else None)
+    return VllmEngine(server, server.wear(folder) if folder else None, study.spent)
 
 
 def close() -> None:

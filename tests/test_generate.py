@@ -16,8 +16,17 @@ from transformers import (
 
 from srkit import generate
 from srkit.config import Model, SrkitError
-from srkit.generate import Completion, Sampling, draw, sample, score_answers, score_options
+from srkit.generate import (
+    Completion,
+    HfEngine,
+    Sampling,
+    draw,
+    sample,
+    score_answers,
+    score_options,
+)
 from srkit.models import Policy, encode_completion, encode_prompt, load_base, stop_token_ids
+from srkit.prompts import user
 from srkit.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -420,3 +429,14 @@ def test_a_prompt_that_does_not_fit_is_said():
     policy = Policy(tiny_model(TOKENIZER, context=40), TOKENIZER, "M0")
     with pytest.raises(SrkitError, match="context of 40 tokens"):
         sample(policy, CHATS, 3, HOT, SEEDS)
+
+
+def test_an_engine_counts_the_tokens_that_it_reads(policy):
+    """A prompt counts once for all draws from it, and once more in the next call."""
+    engine = HfEngine(policy)
+    ids = encode_prompt(policy.tokenizer, user("Hi"))
+    engine.sample([user("Hi")], 3, Sampling(2), [[0, 1, 2]])
+    assert engine.spent == {"read": len(ids)}
+    engine.score_options([user("Hi"), user("Hi"), user("Hi there")], [" a"])
+    other = encode_prompt(policy.tokenizer, user("Hi there"))
+    assert engine.spent == {"read": 2 * len(ids) + len(other)}

@@ -242,6 +242,24 @@ def test_a_resume_never_rewrites_what_is_there(study):
     assert resumed(study) == [9]
 
 
+def test_tokens_that_engines_read_are_counted_over_interruptions(study):
+    def reading(part, before):
+        if len(before) == CHUNK and not broken:
+            broken.append(True)
+            study.spent["read"] += 1000  # of a chunk that is lost, and asked again
+            raise KeyboardInterrupt
+        study.spent["read"] += 7
+        return work(part, before)
+
+    broken = []
+    with pytest.raises(KeyboardInterrupt):
+        study.make_table("seed/ift", ITEMS, reading, CHUNK)
+    study.make_table("seed/ift", ITEMS, reading, CHUNK)
+    (record,) = study.manifest()
+    assert record["read"] == 7 * 4, "a chunk each"
+    assert "endpoint" not in record
+
+
 def test_a_kill_between_table_and_manifest_repeats_no_work(study):
     study.make_table("seed/ift", ITEMS, work, CHUNK)
     parts = [work(ITEMS[i : i + CHUNK], ITEMS[:i]) for i in (0, 3, 6, 9)]
