@@ -51,8 +51,9 @@ from srkit.models import (
     stop_token_ids,
 )
 from srkit.prompts import SCALES, judge_prompt, user
+from srkit.provenance import peak_memory_mb, provenance
 from srkit.reading import shown
-from srkit.study import derive_seed, peak_memory_mb, provenance, read_jsonl
+from srkit.study import derive_seed, read_jsonl
 
 if TYPE_CHECKING:
     from srkit.config import Model

@@ -208,7 +208,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, str | int]) -> No
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from srkit.study import writing
+    from srkit.disk import writing
 
     try:
         with writing(target):

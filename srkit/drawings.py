@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srkit import ablations, breakdowns, figures, metrics, signals
+from srkit import ablations, breakdowns, costs, figures, metrics, signals
 from srkit.plan import SEED_MODELS, model_after
 from srkit.study import Study
 
@@ -207,20 +207,9 @@ def loop_signals(study: Study, arm: str) -> pd.DataFrame:
 
 
 def ablation_outcomes(study: Study) -> pd.DataFrame:
-    """The outcomes of all arms and what they took, from table and manifest.
-
-    Steps that measure are not counted; a table that an arm copies is, as if it had drawn it.
-    """
-    records, costs = study.records(), []
-    for run in (run for run in metrics.runs(study) if run.iteration):
-        names = [f"{run.folder}/{n}" for n in ("prompts", "candidates", "judgements", "pairs")]
-        steps = [study.step(name) for name in (*names, f"{run.model}/adapter")]
-        found = [records[name] for s in steps if (name := s.same_as or s.name) in records]
-        labels = {"arm": run.arm, "iteration": run.iteration, "model": run.model}
-        spent = {c: sum(r.get(c) or 0 for r in found) for c in ablations.COSTS}
-        costs += [{**labels, "outcome": c, "value": value} for c, value in spent.items()]
+    """The outcomes of all arms and what they took, from table and manifest."""
     table = metrics.table(study, "ablations", "outcomes")
-    return ablations.with_costs(table, pd.DataFrame(costs))
+    return ablations.with_costs(table, costs.as_outcomes(costs.ledger(study)))
 
 
 def draw_figure(study: Study, name: str) -> Figure:

@@ -26,10 +26,11 @@ import pandas as pd
 
 from srkit import metrics, reward_accuracy
 from srkit.config import Judge, SrkitError, build, legal_names
+from srkit.disk import append_line, write_atomically
 from srkit.judge import judge_responses
 from srkit.prompts import judge_prompt, text
 from srkit.seed import ranked_prompts
-from srkit.study import Row, Study, append_line, complete_lines, write_atomically
+from srkit.study import Row, Study, complete_lines
 
 if TYPE_CHECKING:
     from srkit.models import Policy

@@ -54,9 +54,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from srkit.config import SrkitError
+from srkit.disk import sync_files, writing
 from srkit.prompts import Conversation
 from srkit.reading import read_object, shown
-from srkit.study import sync_files, writing
 from srkit.tiny import tiny_model, tiny_tokenizer
 
 # bitsandbytes advertises a kernel that it would fetch from a hub.

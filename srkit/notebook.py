@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srkit.config import SrkitError, legal_names, presets
+from srkit.disk import write_atomically
 from srkit.escape import visible
 from srkit.reading import shown
-from srkit.study import Study, write_atomically
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srkit.config import Model, Sft, SrkitError, resolve
+from srkit.disk import write_atomically
 from srkit.memory import Shape
 from srkit.prompts import Conversation, judge_prompt, user
-from srkit.study import provenance, write_atomically
+from srkit.provenance import provenance
 
 if TYPE_CHECKING:
     from srkit.models import Policy

@@ -19,17 +19,13 @@ Surprising decisions:
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import platform
 import re
-import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -56,14 +52,15 @@ from srkit.config import (
     parse_overrides,
     resolve,
 )
-from srkit.distributed import first, rank, together, world
+from srkit.disk import append_line, sync_files, write_atomically, writing
+from srkit.distributed import first, rank, together
 from srkit.plan import PAPER_ARM, Step, model_after, plan
+from srkit.provenance import joules, peak_memory_mb, provenance
 from srkit.reading import decode, parse_object, parse_yaml, read_object, read_text, shown
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 PATIENCE = 2.0  # seconds for a lock: a process that was killed leaves it when its forks have ended
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "papermill")
 
 
 def derive_seed(*coordinates: int | str) -> int:
@@ -492,9 +489,11 @@ class Study:
         """Hold the lock, check the inputs, and write the manifest line at the end."""
         with ExitStack() as held:
             partial = first(lambda: self._begin(step, held))
-            began, record = time.monotonic(), {}
+            began, energy, record = time.monotonic(), joules(), {}
             yield partial, record
             record.setdefault("seconds", time.monotonic() - began)
+            if energy is not None and (now := joules()) is not None:
+                record["joules"] = round(now - energy)
             first(lambda: self._end(step, record))
 
     def _begin(self, step: Step, held: ExitStack) -> Path:
@@ -633,42 +632,6 @@ def _begun(path: Path, arm: str) -> bool:
     return any(not f.name.startswith(lent) for f in folder.glob("*"))
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file so that readers see the old one or the new one, never a part.
-
-    A file that says the same already is left alone: a finished study may be read-only.
-    """
-    # A lone surrogate (half of an emoji, from a broken source) becomes a question mark.
-    data = content.encode(errors="replace") if isinstance(content, str) else content
-    if path.is_file() and path.read_bytes() == data:
-        return
-    new = path.with_name(path.name + ".new")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with new.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append one line and sync it to disk; a torn earlier line is cut off first."""
-    with writing(path), path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _make_folder(path: Path) -> None:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -696,14 +659,6 @@ def _note(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.worked")
 
 
-def sync_files(folder: Path) -> None:
-    """Wait until the files of a folder, which a library wrote, are on the disk."""
-    for path in folder.iterdir():
-        if path.is_file():
-            with writing(path), path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def _chunks(partial: Path) -> list[Row]:
     """Chunks of a table in progress. Raises: SrkitError if one was damaged, doubled or lost."""
     advice = "Delete this line and those after it, or the whole file: those chunks are made again."
@@ -714,35 +669,6 @@ def _chunks(partial: Path) -> list[Row]:
     return chunks
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say what to do where the disk is full or cannot be written."""
-    try:
-        yield
-    except Exception as error:
-        full = _disk_full(error)
-        if not (full or getattr(error, "errno", None)):  # an error of the system
-            raise
-        folder = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-        advice = (
-            f"Free some space: {folder} has {shutil.disk_usage(folder).free:,} bytes left. Then"
-            if full
-            else f"Let {folder} be written, or copy the study to a folder that can be, and"
-        )
-        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
-        raise SrkitError(
-            f"Could not write {path}: {reason}. {advice} run the same command again: what was "
-            "made is kept."
-        ) from error
-
-
-def _disk_full(error: Exception) -> bool:
-    """Also where a library's own error hides it: safetensors, and torch, which gives no reason."""
-    hidden = ("os error 28", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(words in str(error) for words in hidden)
-
-
 def _holder(note: Path) -> str:
     """Who holds a lock, as its note says; nobody knows if that process has ended."""
     said = note.read_text("utf-8") if note.exists() else ""
@@ -750,58 +676,6 @@ def _holder(note: Path) -> str:
     if not found or (found[2] == platform.node() and not psutil.pid_exists(int(found[1]))):
         return "another process"
     return said
-
-
-def peak_memory_mb() -> dict[str, int]:
-    """Peak memory so far in MB: resident, and on the GPU where torch runs there.
-
-    Of this process, together with those that it forked to generate.
-    """
-    unit = 1024 if platform.system() == "Linux" else 1024**2  # Linux counts KiB, macOS bytes
-    peak = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
-    if forked := sys.modules.get("srkit.parallel"):
-        peak["cpu"] = max(peak["cpu"], forked.peak_bytes // 1024**2)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peak["cuda"] = torch.cuda.max_memory_allocated() // 1024**2
-    return peak
-
-
-@lru_cache(maxsize=1)
-def provenance() -> Row:
-    """Versions and commit that a manifest line carries; `-dirty` marks uncommitted changes."""
-    versions = {name: _version(name) for name in PACKAGES}
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}"
-    return {
-        "commit": _commit(),
-        "machine": machine,
-        "processes": world(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None  # bitsandbytes, for one, is not everywhere
-
-
-def _commit() -> str | None:
-    """The commit of this code; `-dirty` where code or seed data differ from it."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*words: str) -> str:
-        ask = ["git", "-C", str(root), *words]
-        done = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "srkit", "data/seed", "pyproject.toml")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _announced(name: str, expected: Row) -> str:

@@ -20,9 +20,10 @@ from pathlib import Path
 import pandas as pd
 
 from srkit import ablations, metrics
+from srkit.disk import write_atomically
 from srkit.drawings import ablation_outcomes
 from srkit.escape import visible
-from srkit.study import Study, write_atomically
+from srkit.study import Study
 
 # Tables that show one of an analysis: its name here -> the analysis, and the table's name there.
 MAIN = {

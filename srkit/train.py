@@ -52,6 +52,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import use_adapter
 
 from srkit.config import SrkitError
+from srkit.disk import sync_files, write_atomically, writing
 from srkit.distributed import first, rank, share, together, world
 from srkit.logps import IGNORED, completion_logps, fast_training, pack
 from srkit.memory import needed
@@ -67,7 +68,7 @@ from srkit.models import (
     save_adapter,
 )
 from srkit.prompts import Conversation
-from srkit.study import derive_seed, sync_files, write_atomically, writing
+from srkit.study import derive_seed
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft

@@ -17,7 +17,7 @@ from srkit.engine import Sampling
 from srkit.models import load_policy
 from srkit.parallel import fork_map, shares
 from srkit.prompts import user
-from srkit.study import peak_memory_mb
+from srkit.provenance import peak_memory_mb
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs forks: run on Linux")
 

@@ -21,7 +21,8 @@ def calls(monkeypatch):
 
 
 def test_every_step_has_its_function(tmp_path, calls):
-    settings = "sft.eft_targets=self eval.benchmarks=[piqa] eval.two_turn_questions=1"
+    settings = "sft.eft_targets=self eval.benchmarks=[piqa] eval.two_turn_questions=1 "
+    settings += "eval.embedding_model=a/b"
     study = Study.open(tmp_path / "s", "tiny", settings, "self-rewarding,ift-only,random-judge")
     for name in study.steps:
         series.make_step(study, name)

@@ -8,22 +8,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 
+from srkit import provenance
 from srkit import study as module
 from srkit.config import SrkitError
-from srkit.study import (
-    Study,
-    append_line,
-    derive_seed,
-    kept,
-    provenance,
-    read_jsonl,
-    write_atomically,
-)
+from srkit.disk import append_line, write_atomically
+from srkit.study import Study, derive_seed, kept, read_jsonl
 
 ITEMS, CHUNK = list(range(10)), 3  # four chunks, the last one short
 
@@ -157,12 +152,39 @@ def test_half_an_emoji_does_not_lose_a_table(study):
 
 
 def test_versions_of_absent_packages_are_null(monkeypatch):
-    monkeypatch.setattr(module, "PACKAGES", ("pydantic", "no-such-package"))
-    provenance.cache_clear()
-    versions = provenance()["versions"]
-    provenance.cache_clear()
+    monkeypatch.setattr(provenance, "PACKAGES", ("pydantic", "no-such-package"))
+    provenance.provenance.cache_clear()
+    versions = provenance.provenance()["versions"]
+    provenance.provenance.cache_clear()
     assert versions["pydantic"][0] == "2"
     assert versions["no-such-package"] is None
+
+
+def test_energy_is_that_of_the_visible_gpus_between_beginning_and_end(study, monkeypatch):
+    """NVML counts millijoules since the driver was loaded; a fake of it, for want of a GPU."""
+    used = {"0": 5_000, "1": 70_000, "GPU-b": 1_000_000}
+    nvml = types.SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=str,
+        nvmlDeviceGetHandleByUUID=str,
+        nvmlDeviceGetTotalEnergyConsumption=used.__getitem__,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert provenance.joules() == 75
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-b")
+    assert provenance.joules() == 1070
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+
+    def burning(part, before):
+        used["1"] += 2_500
+        return work(part, before)
+
+    study.make_table("seed/ift", ITEMS, burning, CHUNK)
+    assert study.manifest()[0]["joules"] == 10, "four chunks"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert provenance.joules() is None
 
 
 # --- interruptions -------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from srkit.disk import write_atomically
 from srkit.escape import visible
 from srkit.reward_accuracy import LENGTH_ALONE
-from srkit.study import write_atomically
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"

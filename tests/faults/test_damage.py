@@ -14,7 +14,8 @@ import pytest
 from srkit import drawings, metrics, notebook
 from srkit import study as module
 from srkit.config import SrkitError
-from srkit.study import Study, append_line
+from srkit.disk import append_line
+from srkit.study import Study
 
 ITEMS, CHUNK = list(range(10)), 3
 

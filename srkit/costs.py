@@ -1,0 +1,127 @@
+"""What each arm took, and what it got for it: tokens, seconds, memory, energy, gain per token.
+
+The manifest knows what every step took; here it is added up per arm and iteration, as if the arm
+had been made alone: what it copies from the paper's arm counts as if it had drawn it. What all arms
+share (the seed models, and what is only measured) is left out.
+
+Surprising decisions: tokens are those that went through the model: written, read (a prompt once for
+all draws from it, a beginning that prompts share each time) and trained on (every epoch, both sides
+of a pair with its prompt). A token trained on costs about three times one that is read, and a token
+that is written costs a pass of its own: seconds say that, tokens do not. A sum with a part that is
+not known (studies of earlier versions did not count what was read) is not known. Joules are those
+of the GPUs that the process may use, where NVML gives them, of the last attempt if a step was
+interrupted. A gain is the difference from the model that the arm started from, so a gain per token
+can be negative.
+
+    python -c "from srkit import costs, study; \\
+        print(costs.by_arm(costs.ledger(study.Study.open('runs/first'))))"
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from srkit.ablations import Run, last_iteration
+from srkit.metrics import runs
+from srkit.study import Row, Study
+
+PARTS = ("prompts", "candidates", "judgements", "pairs", "adapter")
+TOKENS = ("written", "read", "trained")
+COUNTS = ("rows", "examples", "updates")
+LEDGER = ("arm", "iteration", "model", "part", *COUNTS, *TOKENS, "seconds", "peak_mb", "joules")
+SPENT = (*TOKENS, "tokens", "seconds", "peak_mb", "joules")
+GAINED = ("judge accuracy", "win rate", "constraints met", "oracle's score")
+GAINS = ("arm", "model", "outcome", "against", "value", "low", "high", "n", "tokens", "per_million")
+LEVEL = 0.5  # a win rate is against the start already: half is no gain
+
+
+def ledger(study: Study) -> pd.DataFrame:
+    """What every finished step of every iteration took, a row per part: `LEDGER`.
+
+    `rows` of its table; `examples` and `updates` of a training; tokens; `peak_mb` of the process
+    (on a GPU that of the GPU); `joules`. What is not known is NaN.
+    """
+    records, rows = study.records(), []
+    for run in (run for run in runs(study) if run.iteration):
+        for part in PARTS:
+            step = study.step(f"{run.model if part == 'adapter' else run.folder}/{part}")
+            record = records.get(step.same_as or step.name)
+            if record:
+                rows.append({**_labels(run), "part": part, **_taken(record, part == "adapter")})
+    numbers = [name for name in LEDGER if name not in ("arm", "model", "part", "iteration")]
+    return pd.DataFrame(rows, columns=list(LEDGER)).astype(dict.fromkeys(numbers, float))
+
+
+def _labels(run: Run) -> Row:
+    return {"arm": run.arm, "iteration": run.iteration, "model": run.model}
+
+
+def _taken(record: Row, training: bool) -> Row:
+    """One manifest line in the words of the ledger."""
+    peaks = record["peak_memory_mb"]
+    taken = {name: record.get(name) for name in ("seconds", "joules", "examples")}
+    taken |= {"updates": record.get("steps"), "rows": record.get("rows")}
+    taken["peak_mb"] = peaks.get("cuda") or peaks.get("cpu")
+    if training:
+        return taken | {"written": 0, "read": 0, "trained": record.get("tokens")}
+    asked = (record.get("endpoint") or {}).get("prompt_tokens", 0)
+    read = record["read"] + asked if "read" in record else None
+    return taken | {"written": record.get("tokens"), "read": read, "trained": 0}
+
+
+def as_outcomes(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Seconds and tokens of every iteration as rows for `ablations.with_costs`."""
+    keys = ["arm", "iteration", "model"]
+    spent = ledger.assign(tokens=ledger[list(TOKENS)].sum(axis=1, skipna=False))
+    sums = spent.groupby(keys, sort=False)[["seconds", "tokens"]]
+    table = sums.agg(lambda column: column.sum(skipna=False)).reset_index()
+    return table.melt(keys, var_name="outcome", value_name="value")
+
+
+def budgets(ledger: pd.DataFrame) -> pd.DataFrame:
+    """What each iteration of each arm had to learn from: a row per arm and iteration.
+
+    Columns: arm, iteration, prompts, candidates, judgements (rows), examples (trained on) and
+    updates. Arms are on one budget where these are equal; `pairs.most` makes the examples so.
+    """
+    keys, rows = (
+        ["arm", "iteration"],
+        ledger.pivot_table(index=["arm", "iteration"], columns="part", values="rows", sort=False),
+    )
+    trained = ledger[ledger["part"] == "adapter"].set_index(keys)[["examples", "updates"]]
+    drawn = rows.reindex(columns=["prompts", "candidates", "judgements"])
+    return drawn.join(trained, how="outer", sort=False).reset_index()
+
+
+def by_arm(ledger: pd.DataFrame, price_per_hour: float = 0.0) -> pd.DataFrame:
+    """What each arm took in all iterations: arm, `SPENT`, price.
+
+    `tokens` is the sum of the three kinds, `peak_mb` the highest; `price` is the seconds at a price
+    per hour, NaN without one.
+    """
+    parts = ledger.groupby("arm", sort=False)
+    sums = parts[[*TOKENS, "seconds", "joules"]].agg(lambda column: column.sum(skipna=False))
+    sums["peak_mb"] = parts["peak_mb"].max()
+    sums["tokens"] = sums[list(TOKENS)].sum(axis=1, skipna=False)
+    sums["price"] = sums["seconds"] / 3600 * (price_per_hour or float("nan"))
+    return sums[[*SPENT, "price"]].reset_index()
+
+
+def gains(outcomes: pd.DataFrame, spent: pd.DataFrame) -> pd.DataFrame:
+    """What each arm gained by its last iteration, and per million tokens: `GAINS`.
+
+    `outcomes` is `ablations.compare`, `spent` is `by_arm`. `value` (with its 95 % interval) is the
+    paired difference from the arm's start, a share; of a win rate what it has more than half.
+    """
+    rows = last_iteration(outcomes)
+    rows = rows[(rows["arm"] != "") & rows["outcome"].isin(GAINED)]
+    wins = rows[(rows["outcome"] == "win rate") & (rows["against"] == "")].copy()
+    wins[["value", "low", "high"]] -= LEVEL
+    starts = outcomes.loc[outcomes["iteration"] == 0, "model"].unique()
+    table = pd.concat([rows[rows["against"].isin(starts)], wins], ignore_index=True)
+    table["tokens"] = table["arm"].map(spent.set_index("arm")["tokens"])
+    table["per_million"] = table["value"] / table["tokens"] * 1e6
+    order = {name: place for place, name in enumerate(GAINED)}
+    return table.sort_values("outcome", key=lambda names: names.map(order), kind="stable")[
+        list(GAINS)
+    ].reset_index(drop=True)
