@@ -192,6 +192,11 @@ class Pairs(Section):
 
     min_gap: float = Field(0.0, ge=0, description="chosen - rejected must exceed this")
     min_pairs: PositiveInt = Field(16, description="fewer: the iteration stops and says why")
+    most: int = Field(
+        0,
+        ge=0,
+        description="pairs that are used at most, so that arms have equally many; 0: all",
+    )
     rho: float = Field(
         0.0,
         ge=0,
@@ -205,6 +210,12 @@ class Pairs(Section):
         le=1,
         description="lengths of a pair differ by at most this share of the longer; 1: by anything",
     )
+
+    @model_validator(mode="after")
+    def _most_are_enough(self) -> Pairs:
+        if self.most and self.most < self.min_pairs:
+            raise ValueError(f"most must be 0 (all) or at least min_pairs ({self.min_pairs})")
+        return self
 
     @model_validator(mode="after")
     def _one_rule_for_lengths(self) -> Pairs:
@@ -260,6 +271,11 @@ class Eval(Section):
     )
     benchmark_items: int = Field(0, ge=0, description="of each of these tasks at most; 0: all")
     benchmark_tasks: str = Field("", description="a folder with lm-eval task files of your own")
+    price_per_hour: float = Field(
+        0.0,
+        ge=0,
+        description="of this machine, in any currency, to price arms by; 0: no price",
+    )
     embedding_model: str = Field(
         "",
         description="hub id or folder of a sentence-embedding model for the map, novelty and "
@@ -421,7 +437,7 @@ LIMITS = (
 )
 
 # Fields that studies were finished without, and the value that says the same: these stay finished.
-LATER = {"pairs.rho": 0.0, "pairs.within": 1.0, "dpo.nll": 0.0}
+LATER = {"pairs.most": 0, "pairs.rho": 0.0, "pairs.within": 1.0, "dpo.nll": 0.0}
 
 ARMS: dict[str, dict[str, str]] = {
     "self-rewarding": {},

@@ -19,11 +19,12 @@ can be negative.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from srkit.ablations import Run, last_iteration
-from srkit.metrics import runs
-from srkit.study import Row, Study
+from srkit.study import Row
 
 PARTS = ("prompts", "candidates", "judgements", "pairs", "adapter")
 TOKENS = ("written", "read", "trained")
@@ -35,19 +36,17 @@ GAINS = ("arm", "model", "outcome", "against", "value", "low", "high", "n", "tok
 LEVEL = 0.5  # a win rate is against the start already: half is no gain
 
 
-def ledger(study: Study) -> pd.DataFrame:
-    """What every finished step of every iteration took, a row per part: `LEDGER`.
+def ledger(finished: Sequence[tuple[Run, str, Row]]) -> pd.DataFrame:
+    """What every step of every iteration took, a row each: `LEDGER`.
 
-    `rows` of its table; `examples` and `updates` of a training; tokens; `peak_mb` of the process
-    (on a GPU that of the GPU); `joules`. What is not known is NaN.
+    `finished` are the iteration, the part and the manifest's line of a step. `rows` are those of
+    its table, `examples` and `updates` those of a training; `peak_mb` is of the process (on a GPU
+    the GPU's). What is not known is NaN.
     """
-    records, rows = study.records(), []
-    for run in (run for run in runs(study) if run.iteration):
-        for part in PARTS:
-            step = study.step(f"{run.model if part == 'adapter' else run.folder}/{part}")
-            record = records.get(step.same_as or step.name)
-            if record:
-                rows.append({**_labels(run), "part": part, **_taken(record, part == "adapter")})
+    rows = [
+        {**_labels(run), "part": part, **_taken(record, part == "adapter")}
+        for run, part, record in finished
+    ]
     numbers = [name for name in LEDGER if name not in ("arm", "model", "part", "iteration")]
     return pd.DataFrame(rows, columns=list(LEDGER)).astype(dict.fromkeys(numbers, float))
 
@@ -119,7 +118,7 @@ def gains(outcomes: pd.DataFrame, spent: pd.DataFrame) -> pd.DataFrame:
     wins[["value", "low", "high"]] -= LEVEL
     starts = outcomes.loc[outcomes["iteration"] == 0, "model"].unique()
     table = pd.concat([rows[rows["against"].isin(starts)], wins], ignore_index=True)
-    table["tokens"] = table["arm"].map(spent.set_index("arm")["tokens"])
+    table["tokens"] = table["arm"].map(spent.set_index("arm")["tokens"]).astype(float)
     table["per_million"] = table["value"] / table["tokens"] * 1e6
     order = {name: place for place, name in enumerate(GAINED)}
     return table.sort_values("outcome", key=lambda names: names.map(order), kind="stable")[

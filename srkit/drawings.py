@@ -45,6 +45,7 @@ MEASURES = ("judgements", "responses", "comparisons", "ways", "drift")
 WAYS = ("ways", "ways_costs")
 MATCHES = ("head_to_head", "referee_card")
 TOPICS = ("topics", "topic_drift")
+GAINS = ("gains", "tokens")
 # Beginnings of the names of figures that state how long steps took: another run, other bytes.
 TIMED = ("loop_signals", "ablations", "judge_ways")
 
@@ -97,6 +98,8 @@ CAPTIONS = {
     "or, where the title does not say so, as it is. Full marks differ from the paper's arm (95 % "
     "interval of the paired difference without zero), hollow ones are not told from it. Squares "
     "are controls; the grey band is random-judge's interval: a change of that size, coins made.",
+    "gain_per_token": "What each arm gained from where it started, per million tokens that went "
+    "through the model to make it, and which tokens these were: written, read, trained on.",
     "loop_signals": "The signals of the loop, iteration by iteration. KL: how far the model that "
     "the iteration leaves has moved from the arm's start, by its own answers to test prompts, "
     "drawn at temperature 1 and read by both models up to the limit of tokens; two estimates of "
@@ -120,6 +123,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     made["prompt_topics"] = partial(
         _two, figures.prompt_topics, table, "data_distribution", *TOPICS
     )
+    made["gain_per_token"] = partial(_two, figures.gain_per_token, table, "rivals", *GAINS)
     made["ablations"] = _drawing(figures.ablations, partial(ablation_outcomes, study))
     for label in breakdowns.LABELS:
         by_label = partial(figures.breakdown, label=label)
@@ -209,7 +213,7 @@ def loop_signals(study: Study, arm: str) -> pd.DataFrame:
 def ablation_outcomes(study: Study) -> pd.DataFrame:
     """The outcomes of all arms and what they took, from table and manifest."""
     table = metrics.table(study, "ablations", "outcomes")
-    return ablations.with_costs(table, costs.as_outcomes(costs.ledger(study)))
+    return ablations.with_costs(table, costs.as_outcomes(metrics.ledger(study)))
 
 
 def draw_figure(study: Study, name: str) -> Figure:

@@ -21,6 +21,7 @@ from srkit import (
     breakdowns,
     calibration,
     constraints,
+    costs,
     distribution,
     drift,
     equal_length,
@@ -288,6 +289,38 @@ def make_ablations(study: Study) -> Tables:
         return {"outcomes": ablations.compare(runs(study), sums, **_options(study))}
 
     return _make(study, "ablations", compute)
+
+
+def make_rivals(study: Study) -> Tables:
+    """Step `metrics/rivals`: what each arm had to learn from, took in tokens, and gained.
+
+    Tables: `budgets`, `tokens` (by arm; what took time or memory is in the manifest, see `ledger`)
+    and `gains`.
+    """
+
+    def compute() -> Tables:
+        known = ledger(study)
+        spent = costs.by_arm(known)
+        outcomes = table(study, "ablations", "outcomes")
+        return {
+            "budgets": costs.budgets(known),
+            "tokens": spent[["arm", *costs.TOKENS, "tokens"]],
+            "gains": costs.gains(outcomes, spent),
+        }
+
+    made = _make(study, "rivals", compute)
+    return made | {"gains": _with_columns(made["gains"], costs.GAINS)}
+
+
+def ledger(study: Study) -> pd.DataFrame:
+    """What every finished step of the arms took, from the manifest: `costs.ledger`."""
+    records, finished = study.records(), []
+    for run in (run for run in runs(study) if run.iteration):
+        for part in costs.PARTS:
+            step = study.step(f"{run.model if part == 'adapter' else run.folder}/{part}")
+            if record := records.get(step.same_as or step.name):
+                finished.append((run, part, record))
+    return costs.ledger(finished)
 
 
 def kl_to_start(study: Study) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import pandas as pd
 
@@ -162,6 +163,17 @@ def pair_of(candidates: list[Row], scores: dict[str, float | None], settings: Pa
     return row
 
 
+def at_most(rows: list[Row], most: int) -> list[Row]:
+    """The rows with the first `most` pairs of them; the others are dropped, and say so."""
+    counts = accumulate(not row["dropped"] for row in rows)
+    return [
+        {"id": row["id"], "prompt": row["prompt"], "dropped": "over the most"}
+        if count > most and not row["dropped"]
+        else row
+        for row, count in zip(rows, counts, strict=True)
+    ]
+
+
 def make_pairs(study: Study, arm: str, iteration: int) -> list[Row]:
     """Step `<arm>/iter-<t>/pairs`: one row per prompt, its pair or why there is none.
 
@@ -177,8 +189,9 @@ def make_pairs(study: Study, arm: str, iteration: int) -> list[Row]:
     for row in study.read(f"{folder}/candidates"):
         groups.setdefault(row["prompt_id"], []).append(row)
 
-    def work(part: Sequence[list[Row]], _: list[Row]) -> list[Row]:
-        return [pair_of(candidates, scores, config.pairs) for candidates in part]
+    def work(part: Sequence[list[Row]], before: list[Row]) -> list[Row]:
+        rows = [pair_of(candidates, scores, config.pairs) for candidates in part]
+        return at_most(rows, config.pairs.most - len(kept(before))) if config.pairs.most else rows
 
     rows = study.make_table(f"{folder}/pairs", list(groups.values()), work, chunk=1000)
     check_enough(rows, config.pairs, folder)

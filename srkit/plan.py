@@ -325,6 +325,9 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("breakdowns", broken_down, (), "15_breakdowns"),
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
     ]
+    adapters = tuple(f"{m}/adapter" for m in models if m not in SEED_MODELS)
+    spent = (*prompts, *candidates, *own, *pairs, *adapters)
+    metrics.append(("rivals", ("metrics/ablations", *spent), (), "21_rivals"))
     steps = [
         Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))
         for n, i, more, notebook in metrics

@@ -47,6 +47,7 @@ OF_STUDY = {
     "metrics/data_distribution": metrics.make_data_distribution,
     "metrics/breakdowns": metrics.make_breakdowns,
     "metrics/ablations": metrics.make_ablations,
+    "metrics/rivals": metrics.make_rivals,
     "report": make_report,
 }
 OF_ITERATION = {

@@ -46,6 +46,8 @@ MAIN = {
     "prompt_novelty": ("data_distribution", "novelty"),
     "breakdown_answers": ("breakdowns", "answers"),
     "breakdown_judging": ("breakdowns", "judging"),
+    "budgets": ("rivals", "budgets"),
+    "gains": ("rivals", "gains"),
 }
 LATEX = {
     **{c: rf"\{c}" for c in "&%$#_{}"},

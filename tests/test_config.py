@@ -261,13 +261,14 @@ def test_digest_follows_its_sections_and_the_seed_only():
 
 
 def test_settings_that_came_later_leave_finished_studies_finished():
-    """Digests as they were before there were `pairs.rho`, `pairs.within` and `dpo.nll`."""
+    """Digests as they were before there were the settings of `LATER`."""
     config = resolve("tiny")
     assert config.digest("pairs") == "67fabc3fcf32870f"
     assert config.digest("dpo") == "22dc3665dea4b684"
     for name in LATER:
         section = name.partition(".")[0]
-        assert resolve("tiny", f"{name}=0.3").digest(section) != config.digest(section)
+        value = 7 if isinstance(LATER[name], int) else 0.3
+        assert resolve("tiny", f"{name}={value}").digest(section) != config.digest(section)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +277,7 @@ def test_settings_that_came_later_leave_finished_studies_finished():
         ("pairs.rho=0.3 pairs.within=0.5", "rho and within are two rules"),
         ("pairs.rho=0.5", "less than 0.5"),
         ("pairs.within=0", "greater than 0"),
+        ("pairs.most=1", "most must be 0 (all) or at least min_pairs (2)"),
         ("dpo.nll=-1", "greater than or equal to 0"),
         ("update=sft dpo.nll=1", "without pairs, so dpo.nll would do nothing"),
         ("update=sft pairs.within=0.5 dpo.nll=1", "pairs.within, dpo.nll would do nothing"),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from srkit.config import Pairs, SrkitError
 from srkit.pairs import (
+    at_most,
     best_worst,
     check_enough,
     length_controlled,
@@ -314,6 +315,15 @@ def test_pairs_step_keeps_every_prompt(prompted, make):
                       "p5": ("p5#0", "p5#1")}  # fmt: skip
     texts = {row["id"]: row["text"] for row in prompted.read(f"{ITERATION}/candidates")}
     assert all(row["chosen"] == texts[row["chosen_id"]] for row in kept(rows))
+
+
+def test_pairs_over_the_most_are_dropped_and_say_so():
+    rows = [{"id": str(i), "prompt": "?", "dropped": "tie" if i == 1 else None} for i in range(5)]
+    kept_pairs = at_most(rows, 2)
+    over = "over the most"
+    assert [row["dropped"] for row in kept_pairs] == [None, "tie", None, over, over]
+    assert set(kept_pairs[3]) == {"id", "prompt", "dropped"}
+    assert [row["dropped"] for row in at_most(kept_pairs, 0)] == [over, "tie", over, over, over]
 
 
 def test_too_few_pairs_stop_after_the_table_was_written(prompted, make):

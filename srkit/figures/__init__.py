@@ -2,7 +2,7 @@
 
 One function per figure of the paper or of the study, a module per question: `judging`, `ways`,
 `calibration`, `lengths`, `length_control`, `matches`, `controls`, `benchmarks`, `ablations`,
-`texts`, `groups`, `loop` and `signals`; how all of them look is in `style`.
+`rivals`, `texts`, `groups`, `loop` and `signals`; how all of them look is in `style`.
 
     python -c "from srkit.figures import empty; empty('no pair was left').savefig('none.png')"
 """
@@ -22,6 +22,7 @@ from srkit.figures.lengths import (
 )
 from srkit.figures.loop import funnel_counts, iteration_funnel, training_curves
 from srkit.figures.matches import constraint_pass_rates, head_to_head, strengths
+from srkit.figures.rivals import gain_per_token
 from srkit.figures.signals import loop_signals
 from srkit.figures.style import empty, save
 from srkit.figures.texts import data_map, prompt_novelty, prompt_topics
@@ -39,6 +40,7 @@ __all__ = [
     "empty",
     "equal_length",
     "funnel_counts",
+    "gain_per_token",
     "head_to_head",
     "instruction_following",
     "iteration_funnel",

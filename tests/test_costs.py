@@ -1,0 +1,110 @@
+"""What arms took and gained, added up by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from srkit import costs, figures, rivals
+from srkit.ablations import Run
+
+NLL, PAPER = Run("nll", 1, "nll/M2"), Run("self-rewarding", 1, "self-rewarding/M2")
+TABLE = {"tokens": 300, "read": 1_000, "rows": 8, "seconds": 10.0, "peak_memory_mb": {"cpu": 500}}
+TRAINED = {"tokens": 5_000, "examples": 7, "steps": 2, "seconds": 30.0}
+TRAINED |= {"peak_memory_mb": {"cpu": 900, "cuda": 4000}, "joules": 60}
+
+
+def ledger(*more) -> pd.DataFrame:
+    finished = [(NLL, "candidates", TABLE), (NLL, "adapter", TRAINED), *more]
+    return costs.ledger(finished)
+
+
+def test_tokens_are_written_read_or_trained_on():
+    table = ledger()
+    assert list(table) == list(costs.LEDGER)
+    assert table[list(costs.TOKENS)].to_numpy().tolist() == [[300, 1000, 0], [0, 0, 5000]]
+    assert table["peak_mb"].tolist() == [500, 4000], "the GPU's where there is one"
+    (arm,) = costs.by_arm(table, price_per_hour=0.9).to_dict("records")
+    assert (arm["tokens"], arm["seconds"], arm["peak_mb"]) == (6300, 40, 4000)
+    assert arm["price"] == pytest.approx(0.01)
+    assert np.isnan(costs.by_arm(table)["price"][0]), "no price was named"
+    assert np.isnan(arm["joules"]), "those of one step are not known"
+
+
+def test_an_endpoint_reads_too_and_what_was_not_counted_is_not_known():
+    table = ledger((PAPER, "judgements", {**TABLE, "endpoint": {"prompt_tokens": 50}}))
+    assert table["read"].tolist() == [1000, 0, 1050]
+    earlier = {name: value for name, value in TABLE.items() if name != "read"}
+    spent = costs.by_arm(ledger((NLL, "prompts", earlier))).set_index("arm")
+    assert np.isnan(spent.loc["nll", "tokens"])
+    assert spent.loc["nll", "written"] == 600
+
+
+def test_budgets_are_a_row_for_every_iteration():
+    again = Run("nll", 2, "nll/M3")
+    found = costs.budgets(ledger((again, "prompts", {**TABLE, "rows": 5})))
+    assert found["iteration"].tolist() == [1, 2]
+    assert found["candidates"].tolist()[0] == 8
+    assert found["examples"].tolist()[0] == 7
+    assert found["prompts"].tolist()[1] == 5
+    assert found["updates"].isna().tolist() == [False, True]
+
+
+def outcome(arm: str, name: str, against: str, value: float, iteration: int = 1) -> dict:
+    row = {"arm": arm, "iteration": iteration, "model": f"{arm}/M2", "outcome": name}
+    return {**row, "against": against, "value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def test_gains_are_from_the_start_and_of_a_win_rate_what_exceeds_half():
+    start = outcome("", "judge accuracy", "", 0.6, 0) | {"model": "M1"}
+    outcomes = pd.DataFrame(
+        [
+            start,
+            outcome("nll", "win rate", "", 0.7),
+            outcome("nll", "win rate", "self-rewarding/M2", 0.3),
+            outcome("nll", "judge accuracy", "", 0.66),
+            outcome("nll", "judge accuracy", "M1", 0.06),
+            outcome("nll", "length", "M1", 12),
+        ]
+    ).assign(n=40, unit="share")
+    found = costs.gains(outcomes, costs.by_arm(ledger()))
+    assert found["outcome"].tolist() == ["judge accuracy", "win rate"]
+    assert found["value"].tolist() == pytest.approx([0.06, 0.2])
+    assert found["low"].tolist() == pytest.approx([-0.04, 0.1])
+    assert found["per_million"].tolist() == pytest.approx([0.06 / 0.0063, 0.2 / 0.0063])
+    assert costs.gains(outcomes[:1], costs.by_arm(ledger())).empty
+
+
+def test_a_way_stands_beside_its_level_or_its_change():
+    outcomes = pd.DataFrame(
+        [
+            outcome("", "judge accuracy", "", 0.6, 0) | {"model": "M1"},
+            outcome("human", "judge accuracy", "M1", 0.05),
+            outcome("human", "judge accuracy", "", 0.65),
+            outcome("human", "length", "M1", 7),
+        ]
+    ).assign(n=40, unit="share")
+    found = rivals.beside(outcomes, "judge accuracy").set_index("in a study")
+    assert len(found) == len(rivals.WAYS)
+    assert found.loc["M1", "value"] == 0.6
+    assert found.loc["human", "value"] == 0.05
+    assert found["value"].notna().sum() == 2, "nothing is said of arms that the study has not"
+
+
+def test_the_figure_shows_every_arm_and_no_bar_of_what_is_not_known():
+    spent = costs.by_arm(ledger((PAPER, "adapter", {**TRAINED, "tokens": None})))
+    rows = [
+        {**outcome(arm, name, "M1", 0.02), "n": 40, "tokens": 6300.0, "per_million": 3.2}
+        for arm in ("nll", "self-rewarding")
+        for name in costs.GAINED
+    ]
+    figure = figures.gain_per_token(pd.DataFrame(rows), spent)
+    first, *panels = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["nll", "self-rewarding"]
+    assert [p.get_width() for p in first.patches] == pytest.approx([3e-4, 1e-3, 5e-3])
+    assert [p.get_title() for p in panels] == list(costs.GAINED)
+    assert panels[0].lines[1].get_xdata()[0] == pytest.approx(100 * 0.02 / 0.0063), "points"
+
+
+def test_outcomes_of_an_iteration_are_its_seconds_and_tokens():
+    table = costs.as_outcomes(ledger()).set_index("outcome")["value"]
+    assert table.to_dict() == {"seconds": 40, "tokens": 6300}
