@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from srkit import (
+    ablations,
     benchmarks,
     breakdowns,
     constraints,
+    costs,
     distribution,
     equal_length,
     figures,
@@ -33,6 +35,7 @@ from srkit import reward_accuracy as accuracy
 from srkit.figures import judging, style
 
 MODELS = ("baseline", "M1", "self-rewarding/M2")
+ARMS = ("self-rewarding", "nll", "random-judge", "oracle")
 
 
 def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
@@ -102,9 +105,30 @@ def gallery() -> dict[str, tuple[Figure, pd.DataFrame]]:
             {"self-rewarding/M2": "M1"},
             50,
         ),
+        **arm_frames(),
         **drift_frames(rankings, judged, answers, pd.DataFrame(compared), training),
     }
     return {name: (getattr(figures, name)(frame), frame) for name, frame in frames.items()}
+
+
+def arm_frames() -> dict[str, pd.DataFrame]:
+    """Frames of arms side by side: two of them, after one iteration each."""
+    prompts = pd.DataFrame({"prompt_id": [f"p{i}" for i in range(9)], "count": 1})
+    models = ["M1", *(f"{arm}/M2" for arm in ARMS)]
+    runs = [ablations.Run("", 0, "M1")]
+    runs += [ablations.Run(arm, 1, f"{arm}/M2", "M1", f"{arm}/iter-1") for arm in ARMS]
+    sums = {name: {} for name in ("judge accuracy", "oracle's score", "length")}
+    for place, owners in enumerate(sums.values()):
+        for turn, model in enumerate(models):
+            owners[model] = prompts.assign(sum=(prompts.index + turn * (place + 1)) % 2)
+    outcomes = ablations.compare(runs, sums, 50)
+    line = {"tokens": 900, "read": 4000, "rows": 9, "seconds": 7.0, "peak_memory_mb": {"cpu": 1}}
+    finished = [(run, part, line) for run in runs[1:] for part in ("candidates", "adapter")]
+    ledger = costs.ledger(finished)
+    return {
+        "ablations": ablations.with_costs(outcomes, costs.as_outcomes(ledger)),
+        "gain_per_token": costs.gains(outcomes, costs.by_arm(ledger)),
+    }
 
 
 def drift_frames(

@@ -53,8 +53,8 @@ def gain_per_token(gains: pd.DataFrame, spent: pd.DataFrame | None = None) -> Fi
         figure,
         "Left: tokens by kind. Right: points of 100 gained from the arm's start, per million "
         f"tokens; n = {span(gains['n'].min(), gains['n'].max())} prompts. Bars: 95 % interval by "
-        "prompt, divided by the same tokens. Squares: controls. A gain per token says nothing where the "
-        "interval holds 0.",
+        "prompt, divided by the same tokens. Squares: controls. Where an interval holds 0, a gain "
+        "per token says nothing.",
     )
     return figure
 
