@@ -452,7 +452,7 @@ def bench_table(
     folder: FolderOption = None,
     write: Annotated[Path | None, typer.Option(help="Put it between a file's marks.")] = None,
 ) -> None:
-    """The latest runs as Markdown, as they stand in the README."""
+    """The latest runs as Markdown, as they stand in data/benchmarks/README.md."""
     from srkit.bench import FOLDER, put, table
 
     text = table(folder or FOLDER)
