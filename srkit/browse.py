@@ -16,13 +16,13 @@ Surprising decisions:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srkit import metrics
 from srkit.escape import UNTYPESET, block, escaped, page, visible
-from srkit.judge import mean_scores
+from srkit.judge import by, mean_scores
 from srkit.notebook import in_batch
 from srkit.study import Row, Study
 
@@ -62,20 +62,19 @@ def cases(study: Study, folder: str) -> list[Row]:
     and `rejected`, and `gap`, the difference of their scores; the last three are None without a
     pair. Raises: SrkitError naming the notebook to run first.
     """
-    tables = {n: study.read(f"{folder}/{n}") for n in ("candidates", "judgements", "pairs")}
-    scores, judged, answers = (
-        mean_scores(tables["judgements"]),
-        defaultdict(list),
-        defaultdict(list),
+    candidates, judgements, pairs = (
+        study.read(f"{folder}/{name}") for name in ("candidates", "judgements", "pairs")
     )
-    for row in tables["judgements"]:
-        judged[row["response_id"]].append(row)
-    for row in tables["candidates"]:
-        more = {"score": scores.get(row["id"]), "judgements": judged[row["id"]]}
-        answers[row["prompt_id"]].append(row | more)
-    pairs = {row["id"]: row for row in tables["pairs"]}
+    if f"{folder}/anchors" in study.steps:  # they can be rejected too
+        candidates = candidates + study.read(f"{folder}/anchors")
+        judgements = judgements + study.read(f"{folder}/anchor_judgements")
+    scores, judged, answers = mean_scores(judgements), by(judgements, "response_id"), {}
+    for row in candidates:
+        more = {"score": scores.get(row["id"]), "judgements": judged.get(row["id"], [])}
+        answers.setdefault(row["prompt_id"], []).append(row | more)
+    pairs = {row["id"]: row for row in pairs}
     return [
-        _case(draft, answers[draft["id"]], pairs.get(draft["id"]))
+        _case(draft, answers.get(draft["id"], []), pairs.get(draft["id"]))
         for draft in study.read(f"{folder}/prompts")
     ]
 

@@ -163,10 +163,11 @@ class Candidates(Section):
 class Judge(Section):
     """M_t as the judge: K judgements per response, score = mean of those that parse."""
 
-    source: Literal["model", "external", "human", "random", "oracle"] = Field(
+    source: Literal["model", "external", "human", "seed", "random", "oracle"] = Field(
         "model",
         description="M_t itself; external: arms.external_judge; human: the ranked responses of the "
-        "seed; random: negative control; oracle: arms.oracle, positive control",
+        "seed; seed: the seed's response beats M_t's (SPIN, 2401.01335); random: negative control; "
+        "oracle: arms.oracle, positive control",
     )
     rubric: Literal["additive", "multiple_choice"] = Field(
         "additive", description="the paper's Fig. 2 (0 to 5 points) or its Fig. 7 (1 of 5)"
@@ -211,6 +212,25 @@ class Pairs(Section):
         description="lengths of a pair differ by at most this share of the longer; 1: by anything",
     )
 
+    anchor: Literal["none", "M0", "baseline", "M1"] = Field(
+        "none",
+        description="anchored rejection of Temporal Self-Rewarding (2508.06026): this model "
+        "answers too, and M_t rejects its worst answer where it scores below M_t's own",
+    )
+    judge_draws: int = Field(
+        0,
+        ge=0,
+        description="Meta-Rewarding (2407.19594): written judgements of each answer, of which M_t "
+        "compares those that differ most: pairs that teach judging, beside the others; 0: none",
+    )
+
+    @field_validator("judge_draws")
+    @classmethod
+    def _two_can_be_compared(cls, draws: int) -> int:
+        if draws == 1:
+            raise ValueError("one judgement has nothing to be compared with: 0, or 2 and more")
+        return draws
+
     @model_validator(mode="after")
     def _most_are_enough(self) -> Pairs:
         if self.most and self.most < self.min_pairs:
@@ -218,10 +238,15 @@ class Pairs(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_rule_for_lengths(self) -> Pairs:
+    def _one_rule(self) -> Pairs:
         if self.rho and self.within < 1:
             raise ValueError(
                 "rho and within are two rules for the same lengths: leave rho at 0 or within at 1"
+            )
+        if self.anchor != "none" and (self.rho or self.within < 1):
+            raise ValueError(
+                "anchor and a rule for lengths would both choose what is rejected: leave anchor at "
+                "none, or rho at 0 and within at 1"
             )
         return self
 
@@ -238,6 +263,17 @@ class Dpo(Training):
         ge=0,
         description="alpha of IRPO (2404.19733): weight of the chosen response's negative "
         "log-likelihood per token, added to the loss",
+    )
+    label_smoothing: Literal["consistency"] | Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0,
+        description="share of the pairs taken to be the wrong way round; consistency: 1 - C of "
+        "CREAM (2410.12735), from how alike M_t and the judge before it rank",
+    )
+    length_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of R-DPO (2403.19159), per token: alpha (|chosen| - |rejected|) is "
+        "added to the margin: a longer chosen response teaches less",
     )
 
 
@@ -391,6 +427,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _there_is_something_to_judge(self) -> Config:
+        source = self.judge.source
+        if self.dpo.label_smoothing == "consistency" and source != "model":
+            raise ValueError(
+                "dpo.label_smoothing=consistency (arm cream) asks whether M_t judges as the model "
+                f"before it does, and judge.source={source} asks neither: set judge.source=model"
+            )
+        if self.pairs.anchor != "none" and source in ("human", "seed"):
+            raise ValueError(
+                f"pairs.anchor={self.pairs.anchor} needs a judge of its answers, and "
+                f"judge.source={source} ranks those of the seed alone: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ways_are_of_models_that_can_be(self) -> Config:
         mine = [f"M{t + 2}" for t in range(self.iterations)]
         legal = ["baseline", "M1", "last", *(f"{arm}/{name}" for arm in ARMS for name in mine)]
@@ -437,7 +488,16 @@ LIMITS = (
 )
 
 # Fields that studies were finished without, and the value that says the same: these stay finished.
-LATER = {"pairs.most": 0, "pairs.rho": 0.0, "pairs.within": 1.0, "dpo.nll": 0.0}
+LATER = {
+    "pairs.most": 0,
+    "pairs.rho": 0.0,
+    "pairs.within": 1.0,
+    "pairs.anchor": "none",
+    "pairs.judge_draws": 0,
+    "dpo.nll": 0.0,
+    "dpo.label_smoothing": 0.0,
+    "dpo.length_penalty": 0.0,
+}
 
 ARMS: dict[str, dict[str, str]] = {
     "self-rewarding": {},
@@ -450,6 +510,11 @@ ARMS: dict[str, dict[str, str]] = {
     "length-matched": {"pairs.within": "0.25"},
     "nll": {"dpo.nll": "1"},
     "high-beta": {"dpo.beta": "0.5"},
+    "length-penalty": {"dpo.length_penalty": "0.02"},
+    "cream": {"dpo.label_smoothing": "consistency"},
+    "anchored": {"pairs.anchor": "M0"},
+    "meta-judge": {"pairs.judge_draws": "5"},
+    "spin": {"judge.source": "seed"},
     "human": {"judge.source": "human"},
     "external-judge": {"judge.source": "external"},
     "random-judge": {"judge.source": "random"},

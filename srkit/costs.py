@@ -26,7 +26,6 @@ import pandas as pd
 from srkit.ablations import Run, last_iteration
 from srkit.study import Row
 
-PARTS = ("prompts", "candidates", "judgements", "pairs", "adapter")
 TOKENS = ("written", "read", "trained")
 COUNTS = ("rows", "examples", "updates")
 LEDGER = ("arm", "iteration", "model", "part", *COUNTS, *TOKENS, "seconds", "peak_mb", "joules")

@@ -1,7 +1,8 @@
 """The DPO step of an iteration: M(t+1) from M_t and the pairs that M_t judged (paper section 2.4).
 
 Only the pairs of the current iteration are used; policy and reference start as M_t. The training
-itself, and the equation, are in `srkit.train`.
+itself, and the equation, are in `srkit.train`. Two arms change what is learned: `meta-judge` adds
+pairs of judgements (`srkit.meta_judge`), `cream` weighs all pairs by `srkit.consistency`.
 
     python -c "from srkit import dpo, study; \\
         dpo.make_dpo(study.Study.open('runs/first'), 'self-rewarding', 1)"
@@ -12,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from srkit.consistency import measured
 from srkit.prompts import user
 from srkit.sft import make_positive
 from srkit.study import Row, Study, derive_seed, kept
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def preferences(pairs: list[Row]) -> list[Preference]:
-    """Kept pairs as training examples; a truncated side is not taught to end where it was cut."""
+    """Kept pairs, of responses or of judgements, as training examples.
+
+    A truncated side is not taught to end where it was cut.
+    """
     from srkit.train import Preference
 
     return [
@@ -53,12 +58,18 @@ def make_dpo(study: Study, arm: str, iteration: int) -> Row:
     def work(partial: Path) -> Row:
         from srkit.train import train_dpo
 
-        rows = study.read(f"{folder}/pairs")
+        rows, settings, told = study.read(f"{folder}/pairs"), config.dpo, {}
         check_enough(rows, config.pairs, folder)
+        if config.pairs.judge_draws:
+            taught = study.read(f"{folder}/judge_pairs")
+            rows, told = rows + taught, {"judge_pairs": len(kept(taught))}
+        if settings.label_smoothing == "consistency":
+            told["consistency"] = measured(study, arm, iteration)
+            settings = settings.model_copy(update={"label_smoothing": 1 - told["consistency"]})
         start = study.adapter(study.policy_before(arm, iteration))
         seed = derive_seed(config.random_seed, step)
-        run = train_dpo(config.model, start, preferences(rows), config.dpo, partial, seed)
-        return run.record() | {"first_loss": run.first_loss}
+        run = train_dpo(config.model, start, preferences(rows), settings, partial, seed)
+        return run.record() | {"first_loss": run.first_loss} | told
 
     study.make_folder(step, work)
     return study.records()[step]

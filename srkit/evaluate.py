@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from srkit.engine import Sampling, open_engine
 from srkit.plan import SEED_MODELS, model_names
-from srkit.prompts import compare_prompt, user
+from srkit.prompts import Conversation, compare_prompt, user
 from srkit.study import Row, Study, derive_seed
 
 
@@ -80,7 +80,8 @@ def make_comparisons(study: Study, model: str) -> list[Row]:
         for row in mine:
             texts = (row["text"], theirs[row["prompt_id"]])
             matches.append(Match(row["prompt_id"], row["prompt"], model, rival, *texts))
-    return study.make_table(step, matches, partial(_compare, study), chunk=32)
+    work = partial(compare, study, study.config.eval.referee, compare_prompt)
+    return study.make_table(step, matches, work, chunk=32)
 
 
 def make_referee_comparisons(study: Study) -> list[Row]:
@@ -97,19 +98,28 @@ def make_referee_comparisons(study: Study) -> list[Row]:
         left, right = rng.sample(rows, 2)
         texts = (left["response"], right["response"])
         matches.append(Match(prompt_id, left["prompt"], left["id"], right["id"], *texts))
-    return study.make_table("referee/comparisons", matches, partial(_compare, study), chunk=32)
+    work = partial(compare, study, study.config.eval.referee, compare_prompt)
+    return study.make_table("referee/comparisons", matches, work, chunk=32)
 
 
-def _compare(study: Study, matches: Sequence[Match], _: list[Row]) -> list[Row]:
-    """Two rows per match, one per order; nothing is preferred where the referee cannot say."""
-    referee = study.config.eval.referee
+def compare(
+    study: Study,
+    referee: str,
+    ask: Callable[[str, str, str], Conversation],
+    matches: Sequence[Match],
+    _: list[Row],
+) -> list[Row]:
+    """Two rows per match, one per order; nothing is preferred where the referee cannot say.
+
+    `ask` makes the message out of the prompt and both texts, the first one first.
+    """
     known_as = study.config.endpoint.model if referee == "endpoint" else referee
     rows, prompts = [], []
     for match in matches:
         names = {"prompt_id": match.prompt_id, "left": match.left, "right": match.right}
         for first in ("left", "right"):
             texts = (match.left_text, match.right_text)[:: 1 if first == "left" else -1]
-            prompts.append(compare_prompt(match.prompt, *texts))
+            prompts.append(ask(match.prompt, *texts))
             identifier = "|".join((*names.values(), first))
             rows.append({"id": identifier, **names, "first": first, "referee": known_as})
     logs = open_engine(study, referee).score_options(prompts, [" A", " B"])  # (matches * 2, 2)

@@ -23,7 +23,7 @@ from rapidfuzz.distance import Indel
 from srkit import human
 from srkit.config import Instruct, SrkitError
 from srkit.engine import Sampling, open_engine
-from srkit.plan import PAPER_ARM
+from srkit.plan import PAPER_ARM, SEEDED
 from srkit.prompts import parse_requests, self_instruct_prompt
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -100,7 +100,7 @@ def make_prompts(study: Study, arm: str, iteration: int) -> list[Row]:
     if study.step(name).same_as:
         make_prompts(study, PAPER_ARM, iteration)
         return study.copy_table(name)
-    if config.judge.source == "human":
+    if config.judge.source in SEEDED:
         return human.make_prompts(study, arm, iteration)
     settings = config.instruct
     own = settings.writer == "current"

@@ -31,7 +31,7 @@ from srkit import human
 from srkit.config import Judge, SrkitError, build
 from srkit.constraints import parse, points
 from srkit.engine import Engine, Sampling, open_engine
-from srkit.plan import PAPER_ARM
+from srkit.plan import PAPER_ARM, SEEDED
 from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
 from srkit.reading import require_rows
 from srkit.study import Row, Study, derive_seed, kept
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from srkit.models import Policy
 
 PLAIN = ("prompt_id", "response_id", "prompt", "response")  # what `judge_responses` reads
-UNASKED = ("random", "human", "oracle")  # no model is asked
+UNASKED = ("random", *SEEDED, "oracle")  # no model is asked
 
 # --- EFT targets: what M1 learns to write --------------------------------------------------------
 
@@ -149,7 +149,7 @@ def make_eft_targets(study: Study) -> list[Row]:
         thin_most_common(rows, config.sft.eft_modal_share, derive_seed(config.random_seed, name))
         return rows
 
-    by_prompt = list(_by(ranked, "prompt_id").values())
+    by_prompt = list(by(ranked, "prompt_id").values())
     rows = study.make_table(name, by_prompt, targets, chunk=len(by_prompt))
     if not kept(rows):
         raise SrkitError(
@@ -217,9 +217,8 @@ def make_judgements(
     take the place of its K and its method.
     """
     settings = study.settings(study.step(step)).judge
-    method = method or settings.method
-    if settings.source in UNASKED and "/iter-" in step:
-        method = settings.source
+    unasked = settings.source in UNASKED and "/iter-" in step
+    method = method or (settings.source if unasked else settings.method)
 
     def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
         return draw_judgements(study, step, model, part, settings, samples, method)
@@ -247,7 +246,8 @@ def draw_judgements(
 
 def _seeds(seed: int, name: str, responses: Sequence[Row], settings: Judge) -> list[list[int]]:
     # another draw of these would say the same
-    count = 1 if settings.method in ("expected", "human", "oracle") else settings.samples
+    once = ("expected", *SEEDED, "oracle")
+    count = 1 if settings.method in once else settings.samples
     return [[derive_seed(seed, name, row["id"], k) for k in range(count)] for row in responses]
 
 
@@ -318,7 +318,7 @@ def _unasked(study: Study, method: str, part, seeds, settings: Judge) -> list[li
     if method == "random":
         low, high = SCALES[settings.rubric]
         return [[_unwritten(random.Random(s).randint(low, high)) for s in row] for row in seeds]
-    if method == "human":
+    if method in SEEDED:
         return [[_unwritten(human.score(row["rank"]))] for row in part]
     constraints = parse(study.config.arms.oracle)
     return [[_unwritten(points(row["text"], constraints))] for row in part]
@@ -335,11 +335,21 @@ def judge_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
     if study.step(f"{folder}/judgements").same_as:
         judge_candidates(study, PAPER_ARM, iteration)
         return study.copy_table(f"{folder}/judgements")
+    responses, judge = study.read(f"{folder}/candidates"), _judge_of(study, arm, iteration)
+    return make_judgements(study, f"{folder}/judgements", judge, responses)
+
+
+def judge_anchors(study: Study, arm: str, iteration: int) -> list[Row]:
+    """Step `<arm>/iter-<t>/anchor_judgements`: who judges the candidates judges the anchors."""
+    folder = f"{arm}/iter-{iteration}"
+    responses, judge = study.read(f"{folder}/anchors"), _judge_of(study, arm, iteration)
+    return make_judgements(study, f"{folder}/anchor_judgements", judge, responses)
+
+
+def _judge_of(study: Study, arm: str, iteration: int) -> str:
     config = study.config.for_arm(arm)
-    judge = study.policy_before(arm, iteration)
-    if config.judge.source == "external":
-        judge = config.arms.external_judge
-    return make_judgements(study, f"{folder}/judgements", judge, study.read(f"{folder}/candidates"))
+    external = config.judge.source == "external"
+    return config.arms.external_judge if external else study.policy_before(arm, iteration)
 
 
 def judge_held_out(study: Study, model: str) -> list[Row]:
@@ -357,13 +367,14 @@ def mean_scores(judgements: list[Row]) -> dict[str, float | None]:
     """Mean of the parsable scores by response id; None where none parses."""
     scores = {
         response: [row["score"] for row in rows if row["score"] is not None]
-        for response, rows in _by(judgements, "response_id").items()
+        for response, rows in by(judgements, "response_id").items()
     }
     # fsum: the same scores in another order are a tie, to the last bit.
     return {response: math.fsum(s) / len(s) if s else None for response, s in scores.items()}
 
 
-def _by(rows: list[Row], key: str) -> dict[str, list[Row]]:
+def by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
+    """Rows in groups of one value, both in the order of their first appearance."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row[key]].append(row)

@@ -30,6 +30,7 @@ from srkit import (
     length,
     reward_accuracy,
     strength,
+    successors,
     ways,
 )
 from srkit.config import SrkitError
@@ -316,11 +317,27 @@ def ledger(study: Study) -> pd.DataFrame:
     """What every finished step of the arms took, from the manifest: `costs.ledger`."""
     records, finished = study.records(), []
     for run in (run for run in runs(study) if run.iteration):
-        for part in costs.PARTS:
-            step = study.step(f"{run.model if part == 'adapter' else run.folder}/{part}")
+        made = [step for name, step in study.steps.items() if name.startswith(f"{run.folder}/")]
+        for step in (*made, study.step(f"{run.model}/adapter")):
             if record := records.get(step.same_as or step.name):
-                finished.append((run, part, record))
+                finished.append((run, step.name.rpartition("/")[2], record))
     return costs.ledger(finished)
+
+
+def make_successors(study: Study) -> Tables:
+    """Step `metrics/successors`: what the switches of later methods did, by iteration.
+
+    Table: `switches`; empty in a study whose arms have none of them.
+    """
+
+    def compute() -> Tables:
+        found = {
+            folder: _tables_of(study, folder, successors.TABLES) for folder in iterations(study)
+        }
+        return {"switches": successors.switches(found, **_options(study))}
+
+    made = _make(study, "successors", compute)
+    return {name: _with_columns(table, successors.SWITCHES) for name, table in made.items()}
 
 
 def kl_to_start(study: Study) -> pd.DataFrame:
@@ -398,6 +415,12 @@ def _earlier(folder: str) -> list[str]:
 
 def _tables(study: Study, owners: list[str], table: str) -> Tables:
     return {owner: study.frame(f"{owner}/{table}") for owner in owners}
+
+
+def _tables_of(study: Study, folder: str, names: Sequence[str]) -> Tables:
+    """An iteration's tables by name, of those that its arm makes."""
+    made = [name for name in names if f"{folder}/{name}" in study.steps]
+    return {name: study.frame(f"{folder}/{name}") for name in made}
 
 
 def _options(study: Study) -> dict[str, int]:

@@ -1,12 +1,13 @@
 """Candidates and preference pairs (paper section 2.2 and 3.1.3).
 
 N responses are drawn per new prompt from M_t; the pair of a prompt is its best-scored response
-against its worst-scored one, and a prompt whose best and worst tie gives none. Two other rules look
-at lengths (in characters) too: `pairs.rho` prefers short among the good and long among the bad,
-`pairs.within` pairs only what is about equally long.
+against its worst-scored one, and a prompt whose best and worst tie gives none. Three other rules:
+`pairs.rho` prefers short among the good and long among the bad, `pairs.within` pairs only what is
+about equally long (both in characters), `pairs.anchor` lets another model's answers be rejected.
 
 Surprising decisions: every prompt keeps its row, with the reason where it gave no pair; among
 several equally good (or bad) responses the first sample stands; too few pairs stop the iteration.
+Of Temporal Self-Rewarding the anchors are here, not its second phase (a future model's answers).
 
     python -c "from srkit.pairs import best_worst; print(best_worst([3.0, None, 1.0]))"
 """
@@ -20,10 +21,10 @@ from itertools import accumulate
 import pandas as pd
 
 from srkit import human
-from srkit.config import Pairs, SrkitError
+from srkit.config import Candidates, Pairs, SrkitError
 from srkit.engine import Sampling, open_engine
 from srkit.health import check_health
-from srkit.judge import mean_scores
+from srkit.judge import by, mean_scores
 from srkit.plan import PAPER_ARM
 from srkit.prompts import user
 from srkit.study import Row, Study, derive_seed, kept
@@ -38,33 +39,53 @@ def make_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
         return study.copy_table(f"{folder}/candidates")
     if config.judge.source == "human":
         return human.make_candidates(study, arm, iteration)
-    settings = config.candidates
-    policy = study.policy_before(arm, iteration)
-    sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
+    settings, policy = config.candidates, study.policy_before(arm, iteration)
+    if config.judge.source == "seed":
+        settings = settings.model_copy(update={"n": 1})  # one stands against the seed's response
 
     def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
-        seeds = [
-            [derive_seed(config.random_seed, folder, row["id"], i) for i in range(settings.n)]
-            for row in part
-        ]
-        prompts = [user(row["prompt"]) for row in part]
-        drawn = open_engine(study, policy).sample(prompts, settings.n, sampling, seeds)
-        return [
-            {
-                "id": f"{row['id']}#{i}",
-                "prompt_id": row["id"],
-                "sample": i,
-                "prompt": row["prompt"],
-                "text": completion.text,
-                "tokens": completion.tokens,
-                "truncated": completion.truncated,
-            }
-            for row, completions in zip(part, drawn, strict=True)
-            for i, completion in enumerate(completions)
-        ]
+        rows = draw_responses(study, folder, policy, part, settings)
+        return human.beside_the_seed(study, part, rows) if config.judge.source == "seed" else rows
 
     prompts = kept(study.read(f"{folder}/prompts"))
     return study.make_table(f"{folder}/candidates", prompts, work, chunk=settings.chunk)
+
+
+def make_anchors(study: Study, arm: str, iteration: int) -> list[Row]:
+    """Step `<arm>/iter-<t>/anchors`: N responses of `pairs.anchor` to each new prompt."""
+    name, config = f"{arm}/iter-{iteration}/anchors", study.config.for_arm(arm)
+    settings, model = config.candidates, config.pairs.anchor
+
+    def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
+        rows = draw_responses(study, name, model, part, settings)
+        return [{**row, "id": f"{row['prompt_id']}#{model}-{row['sample']}"} for row in rows]
+
+    prompts = kept(study.read(f"{arm}/iter-{iteration}/prompts"))
+    return study.make_table(name, prompts, work, chunk=settings.chunk)
+
+
+def draw_responses(
+    study: Study, seeds_of: str, model: str, prompts: Sequence[Row], settings: Candidates
+) -> list[Row]:
+    """N responses of a model to each prompt, as rows; `seeds_of` is where their seeds come from."""
+    sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
+    seed, n = study.config.random_seed, settings.n
+    seeds = [[derive_seed(seed, seeds_of, row["id"], i) for i in range(n)] for row in prompts]
+    asked = [user(row["prompt"]) for row in prompts]
+    drawn = open_engine(study, model).sample(asked, n, sampling, seeds)
+    return [
+        {
+            "id": f"{row['id']}#{i}",
+            "prompt_id": row["id"],
+            "sample": i,
+            "prompt": row["prompt"],
+            "text": completion.text,
+            "tokens": completion.tokens,
+            "truncated": completion.truncated,
+        }
+        for row, completions in zip(prompts, drawn, strict=True)
+        for i, completion in enumerate(completions)
+    ]
 
 
 def best_worst(scores: Sequence[float | None], min_gap: float = 0.0) -> tuple[int, int] | str:
@@ -128,6 +149,20 @@ def length_matched(
     return -chosen, -rejected
 
 
+def anchored(
+    scores: Sequence[float | None], anchors: Sequence[float | None], min_gap: float = 0.0
+) -> tuple[int, int] | str:
+    """Places of the best of M_t's responses and of the worst of all, or why none.
+
+    Temporal Self-Rewarding's anchored rejection (arXiv 2508.06026, first phase). `anchors` are
+    M_t's scores of another model's responses; their places follow those of `scores`. An anchor is
+    rejected only where it scores below the worst of M_t's own, and is never chosen.
+    """
+    best = max((score for score in scores if score is not None), default=None)
+    below = [s if None not in (s, best) and s < best else None for s in anchors]
+    return best_worst([*scores, *below], min_gap)
+
+
 def places_of(
     scores: Sequence[float | None], lengths: Sequence[int], settings: Pairs
 ) -> tuple[int, int] | str:
@@ -144,16 +179,26 @@ def places_of(
     return found if scores[chosen] - scores[rejected] > settings.min_gap else "gap too small"
 
 
-def pair_of(candidates: list[Row], scores: dict[str, float | None], settings: Pairs) -> Row:
+def pair_of(
+    candidates: list[Row],
+    scores: dict[str, float | None],
+    settings: Pairs,
+    anchors: Sequence[Row] = (),
+) -> Row:
     """The row of one prompt: its pair, or `dropped` with the reason."""
     row = {"id": candidates[0]["prompt_id"], "prompt": candidates[0]["prompt"], "dropped": None}
-    texts = [candidate["text"].strip() for candidate in candidates]
-    usable = [scores.get(c["id"]) if t else None for c, t in zip(candidates, texts, strict=True)]
-    found = places_of(usable, [len(text) for text in texts], settings)
+    responses = [*candidates, *anchors]
+    texts = [response["text"].strip() for response in responses]
+    usable = [scores.get(r["id"]) if t else None for r, t in zip(responses, texts, strict=True)]
+    if anchors:
+        own = len(candidates)
+        found = anchored(usable[:own], usable[own:], settings.min_gap)
+    else:
+        found = places_of(usable, [len(text) for text in texts], settings)
     if isinstance(found, str):
         return row | {"dropped": found}
     for side, place in zip(("chosen", "rejected"), found, strict=True):
-        candidate = candidates[place]
+        candidate = responses[place]
         row[side] = candidate["text"]
         row[f"{side}_score"] = scores[candidate["id"]]
         for name in ("id", "tokens", "truncated"):
@@ -184,16 +229,19 @@ def make_pairs(study: Study, arm: str, iteration: int) -> list[Row]:
     config = study.config.for_arm(arm)
     judgements = study.read(f"{folder}/judgements")
     check_health(pd.DataFrame(judgements), config, folder)
+    anchors: list[Row] = []
+    if config.pairs.anchor != "none":
+        anchors = study.read(f"{folder}/anchors")
+        judgements = judgements + study.read(f"{folder}/anchor_judgements")
     scores = mean_scores(judgements)
-    groups: dict[str, list[Row]] = {}
-    for row in study.read(f"{folder}/candidates"):
-        groups.setdefault(row["prompt_id"], []).append(row)
+    others = by(anchors, "prompt_id")
+    groups = list(by(study.read(f"{folder}/candidates"), "prompt_id").items())
 
-    def work(part: Sequence[list[Row]], before: list[Row]) -> list[Row]:
-        rows = [pair_of(candidates, scores, config.pairs) for candidates in part]
+    def work(part: Sequence[tuple[str, list[Row]]], before: list[Row]) -> list[Row]:
+        rows = [pair_of(rows, scores, config.pairs, others.get(i, ())) for i, rows in part]
         return at_most(rows, config.pairs.most - len(kept(before))) if config.pairs.most else rows
 
-    rows = study.make_table(f"{folder}/pairs", list(groups.values()), work, chunk=1000)
+    rows = study.make_table(f"{folder}/pairs", groups, work, chunk=1000)
     check_enough(rows, config.pairs, folder)
     return rows
 

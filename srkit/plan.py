@@ -24,6 +24,7 @@ ADAPTER_FILES = (
 PAPER_ARM = "self-rewarding"
 SEED_MODELS = ("baseline", "M1")
 COMPARE = ("compare",)
+SEEDED = ("human", "seed")  # values of judge.source whose prompts are the seed's
 WRITTEN_JUDGEMENT = (
     "judge.rubric",
     "judge.temperature",
@@ -88,6 +89,12 @@ def model_before(config: Config, model: str) -> str:
     return model_after(config.for_arm(arm), arm, int(name[1:]) - 2)
 
 
+def judge_before(config: Config, arm: str, iteration: int) -> str:
+    """Who judged before M_t did, for CREAM: M_(t-1); before M1 the baseline, before that M0."""
+    names = ["M0", *model_names(config, arm)]
+    return names[names.index(model_after(config, arm, iteration - 1)) - 1]
+
+
 def judged_in_ways(config: Config, model: str) -> bool:
     """Whether `eval.ways_of` names a model."""
     last = model_after(config, PAPER_ARM, config.iterations)
@@ -101,7 +108,7 @@ def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
     between arms is then what their names say alone, and nothing is drawn twice.
     """
     mine = config.for_arm(arm)
-    if arm == PAPER_ARM or "human" in (mine.judge.source, config.judge.source):
+    if arm == PAPER_ARM or {mine.judge.source, config.judge.source} & set(SEEDED):
         return False
     same_model = iteration == 1 and mine.start == config.start
     same_writer = same_model or config.instruct.writer != "current"
@@ -193,9 +200,8 @@ def _model_measures(
 
 
 def _referee(config: Config) -> tuple[str, ...]:
-    """The adapter that the comparisons need: M0 and an endpoint have none."""
-    alone = config.eval.referee in ("M0", "endpoint")
-    return () if alone else (f"{config.eval.referee}/adapter",)
+    """The adapter that the comparisons need."""
+    return _adapter_of(config.eval.referee)
 
 
 def _endpoint(role: str) -> tuple[str, ...]:
@@ -213,9 +219,16 @@ def _arm(study: Config, arm: str) -> list[Step]:
         candidates, judgements = f"{folder}/candidates", f"{folder}/judgements"
         for table in ("prompts", "candidates", "judgements"):
             steps += _drawn(study, arm, t, table, notebook)
-        inputs = (candidates, judgements)
-        steps.append(_table(f"{folder}/pairs", inputs, ("pairs",), notebook, arm=arm))
+        more = _beside(config, arm, t, notebook)
+        beside = {step.name.rpartition("/")[2]: step.name for step in more}
+        anchors = tuple(beside[n] for n in ("anchors", "anchor_judgements") if n in beside)
+        inputs = (candidates, judgements, *anchors)
+        steps += [*more, _table(f"{folder}/pairs", inputs, ("pairs",), notebook, arm=arm)]
         learned, settings = (f"{folder}/pairs",), ("dpo",)
+        if "judgements_before" in beside:
+            learned += (judgements, beside["judgements_before"])
+        if "judge_pairs" in beside:
+            learned += (beside["judge_pairs"],)
         if config.update == "sft":
             learned = (candidates, judgements)
             settings = ("sft", "judge.method", "judge.rubric", "arms.positive_share")
@@ -228,6 +241,45 @@ def _arm(study: Config, arm: str) -> list[Step]:
     return steps
 
 
+def _beside(config: Config, arm: str, iteration: int, notebook: str = "") -> list[Step]:
+    """What single arms make of an iteration beside the usual tables, before its pairs."""
+    folder, steps = f"{arm}/iter-{iteration}", []
+    policy, candidates = (
+        _adapter_of(model_after(config, arm, iteration - 1)),
+        f"{folder}/candidates",
+    )
+
+    def add(name: str, inputs: tuple[str, ...], settings: tuple[str, ...], *wording: str) -> str:
+        made = _table(f"{folder}/{name}", inputs, settings, notebook, arm=arm, wording=wording)
+        steps.append(made)
+        return made.name
+
+    if config.dpo.label_smoothing == "consistency":
+        judge = _adapter_of(judge_before(config, arm, iteration))
+        own = () if judge else ("model",)
+        add("judgements_before", (candidates, *judge), ("judge", *own), *_rubric(config))
+    if config.pairs.anchor != "none":
+        writer = _adapter_of(config.pairs.anchor)
+        own = () if writer else ("model",)
+        inputs = (f"{folder}/prompts", *writer)
+        anchors = add("anchors", inputs, ("candidates", "pairs.anchor", *own))
+        judges, settings, wording = _judging(config, policy)
+        add("anchor_judgements", (anchors, *judges), settings, *wording)
+    if config.pairs.judge_draws:
+        rubric = _rubric(config)
+        settings = (*WRITTEN_JUDGEMENT, "pairs.judge_draws")
+        draws = add("judge_draws", (candidates, *policy), settings, *rubric)
+        inputs, settings = (candidates, draws, *policy), ("judge.rubric",)
+        compared = add("meta_judgements", inputs, settings, *rubric, "meta_judge")
+        add("judge_pairs", (candidates, draws, compared), settings, *rubric)
+    return steps
+
+
+def _adapter_of(model: str) -> tuple[str, ...]:
+    """The adapter that a step needs of a model: M0 and an endpoint have none."""
+    return () if model in ("M0", "endpoint") else (f"{model}/adapter",)
+
+
 def _drawn(study: Config, arm: str, iteration: int, table: str, notebook: str) -> list[Step]:
     """The step of what an arm draws or judges, after that of the paper's arm if it copies it."""
     name = f"{arm}/iter-{iteration}/{table}"
@@ -236,7 +288,7 @@ def _drawn(study: Config, arm: str, iteration: int, table: str, notebook: str) -
         of = source[-1].name
         return [*source, _table(name, (of,), (), notebook, arm=arm, same_as=of)]
     config = study.for_arm(arm)
-    policy = f"{model_after(config, arm, iteration - 1)}/adapter"
+    policy = _adapter_of(model_after(config, arm, iteration - 1))
     prompts = f"{arm}/iter-{iteration}/prompts"
     earlier = (f"{arm}/iter-{iteration - 1}/prompts",) if iteration > 1 else ()
     wording = ()
@@ -247,25 +299,28 @@ def _drawn(study: Config, arm: str, iteration: int, table: str, notebook: str) -
         inputs, settings = ("seed/eft",), ("judge.source", "iterations")
         if table == "candidates":
             inputs, settings = (prompts, *inputs), ("judge.source",)
+    elif config.judge.source == "seed":
+        inputs, settings = ("seed/ift",), ("judge.source", "instruct.prompts")
+        if table == "candidates":
+            inputs, settings = (prompts, *inputs, *policy), ("judge.source", "candidates")
     elif table == "candidates":
-        inputs, settings = (prompts, policy), ("candidates",)
+        inputs, settings = (prompts, *policy), ("candidates",)
     else:
-        writer = (policy,) if config.instruct.writer == "current" else ()
+        writer = policy if config.instruct.writer == "current" else ()
         inputs, wording = ("seed/ift", *writer, *earlier), ("self_instruct",)
         settings = (*(_endpoint(config.instruct.writer) or ("model",)), "instruct")
     return [_table(name, inputs, settings, notebook, arm=arm, wording=wording)]
 
 
-def _judging(config: Config, policy: str) -> tuple[tuple[str, ...], ...]:
+def _judging(config: Config, policy: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Adapter, settings and wording of who judges an arm's candidates."""
     source, fixed = config.judge.source, config.arms.external_judge
-    if source in ("human", "oracle"):
+    if source in (*SEEDED, "oracle"):
         return (), ("judge.source", *(("arms.oracle",) if source == "oracle" else ())), ()
     if source != "external":
-        return (policy,), ("judge",), _rubric(config)
-    adapter = () if fixed in ("M0", "endpoint") else (f"{fixed}/adapter",)
+        return policy, ("judge",), _rubric(config)
     model = _endpoint(fixed) or ("model",)
-    return adapter, ("judge", "arms.external_judge", *model), _rubric(config)
+    return _adapter_of(fixed), ("judge", "arms.external_judge", *model), _rubric(config)
 
 
 def _benchmarks(config: Config, models: list[str]) -> list[Step]:
@@ -306,6 +361,12 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     length = (*answers, *candidates, *own, *pairs, *at_equal_length)
     trained_on = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
     broken_down = ("seed/test_prompts", "seed/eft_eval", *answers, *judged, *compared)
+    beside = tuple(
+        step.name
+        for arm in arms
+        for t in range(1, config.iterations + 1)
+        for step in _beside(config.for_arm(arm), arm, t)
+    )
     measured = _benchmarks(config, models)
     embedded = ()
     if config.eval.embedding_model:
@@ -326,13 +387,17 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
     ]
     adapters = tuple(f"{m}/adapter" for m in models if m not in SEED_MODELS)
-    spent = (*prompts, *candidates, *own, *pairs, *adapters)
-    metrics.append(("rivals", ("metrics/ablations", *spent), (), "21_rivals"))
+    spent = (*prompts, *candidates, *own, *pairs, *beside, *adapters)
+    switched = ("metrics/ablations", *own, *pairs, *beside)  # the first is shown beside
+    metrics += [
+        ("rivals", ("metrics/ablations", *spent), (), "21_rivals"),
+        ("successors", switched, (), "23_successors"),
+    ]
     steps = [
         Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))
         for n, i, more, notebook in metrics
     ]
-    shown = (*prompts, *candidates, *own, *pairs)
+    shown = (*prompts, *candidates, *own, *pairs, *beside)
     browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
     drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
     inputs = (*(s.name for s in steps), *shown, *drifts)

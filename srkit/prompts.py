@@ -90,6 +90,15 @@ def yes_no_prompt(instruction: str, response: str) -> Conversation:
     return [*user(content), {"role": "assistant", "content": "Answer:"}]
 
 
+def meta_judge_prompt(task: str, first: str, second: str) -> Conversation:
+    """The message that asks which of two judgements is better; the answer A or B is forced.
+
+    `task` is the message that asked for them (`judge_prompt`).
+    """
+    content = render("meta_judge", task=task, first=first, second=second)
+    return [*user(content), {"role": "assistant", "content": "Better judgement:"}]
+
+
 def judgement_text(rationale: str | None, score: float) -> str:
     """A judgement in the form that the judge prompt asks for."""
     line = f"Score: {score:g}"

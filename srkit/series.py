@@ -10,6 +10,7 @@ the steps finished.
 from __future__ import annotations
 
 from srkit import (
+    consistency,
     dpo,
     drift,
     evaluate,
@@ -17,6 +18,7 @@ from srkit import (
     instruct,
     judge,
     judge_ways,
+    meta_judge,
     metrics,
     pairs,
     seed,
@@ -48,12 +50,19 @@ OF_STUDY = {
     "metrics/breakdowns": metrics.make_breakdowns,
     "metrics/ablations": metrics.make_ablations,
     "metrics/rivals": metrics.make_rivals,
+    "metrics/successors": metrics.make_successors,
     "report": make_report,
 }
 OF_ITERATION = {
     "prompts": instruct.make_prompts,
     "candidates": pairs.make_candidates,
     "judgements": judge.judge_candidates,
+    "judgements_before": consistency.make_judgements_before,
+    "anchors": pairs.make_anchors,
+    "anchor_judgements": judge.judge_anchors,
+    "judge_draws": meta_judge.make_judge_draws,
+    "meta_judgements": meta_judge.make_meta_judgements,
+    "judge_pairs": meta_judge.make_judge_pairs,
     "pairs": pairs.make_pairs,
     "adapter": dpo.make_dpo,
 }

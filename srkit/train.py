@@ -135,15 +135,32 @@ def preference_loss(
     reference_chosen: torch.Tensor,
     reference_rejected: torch.Tensor,
     beta: float,
+    smoothing: float = 0.0,
+    handicap: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """DPO's loss per pair: equation 7 of arXiv 2305.18290, before the mean.  # (batch,)
 
-    Arguments are log-probabilities of whole completions, each of shape (batch,). Where policy and
-    reference agree, the loss is ln 2.
+    The first four are log-probabilities of whole completions, each of shape (batch,). Where policy
+    and reference agree, the loss is ln 2.
+
+    `smoothing` is the weight of the same pair turned round (the rest is that of the pair as it is):
+    1 - C in CREAM, arXiv 2410.12735. `handicap`, (batch,), is what the margin has before anything
+    is learned: `length_handicap` in R-DPO.
     """
     chosen_reward = beta * (policy_chosen - reference_chosen)  # (batch,)
     rejected_reward = beta * (policy_rejected - reference_rejected)  # (batch,)
-    return -functional.logsigmoid(chosen_reward - rejected_reward)
+    margin = chosen_reward - rejected_reward + handicap
+    kept, turned = functional.logsigmoid(margin), functional.logsigmoid(-margin)
+    return -(1 - smoothing) * kept - smoothing * turned
+
+
+def length_handicap(chosen: torch.Tensor, rejected: torch.Tensor, alpha: float) -> torch.Tensor:
+    """alpha (|y_w| - |y_l|): R-DPO's term in the margin, arXiv 2403.19159.  # (batch,)
+
+    Arguments are numbers of tokens, (batch,). A chosen response that is longer has a head start, so
+    that the pair teaches less; a shorter one teaches more.
+    """
+    return alpha * (chosen - rejected)
 
 
 def likelihood_loss(policy_chosen: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -384,13 +401,15 @@ def _trainer(
     kind: type, policy: Policy, rows: list[Row], cfg: Model, settings: Sft | Dpo, *where: Any
 ) -> Any:
     """A TRL trainer of ours; `where` are folder and seed."""
-    return kind(
+    trainer = kind(
         model=policy.model,
         args=_arguments(kind.config, cfg, settings, *where, **kind.options(settings)),
         data_collator=kind.collate,
         train_dataset=Dataset.from_list(rows if world() == 1 else _with_blank(rows)),
         processing_class=policy.tokenizer,
     )
+    trainer.settings = settings  # what TRL's arguments have no word for
+    return trainer
 
 
 def _with_blank(rows: list[Row]) -> list[Row]:
@@ -660,8 +679,7 @@ class _Dpo(_Local, DPOTrainer):
     @staticmethod
     def options(settings: Dpo) -> Row:
         dropout = {"disable_dropout": False}  # the adapter's own; the paper trains with 0.1
-        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll]}
-        return {"beta": settings.beta, "precompute_ref_log_probs": True, **dropout, **losses}
+        return {"beta": settings.beta, "precompute_ref_log_probs": True, **dropout}
 
     @staticmethod
     def collate(rows: list[Row]) -> Row:
@@ -708,10 +726,17 @@ class _Dpo(_Local, DPOTrainer):
         """
         logps = completion_logps(model, inputs).view(-1, 2)  # (pairs, 2): chosen, rejected
         reference, weights = inputs["reference"], inputs["weights"]  # (pairs, 2), (pairs,)
-        loss = preference_loss(*logps.unbind(1), *reference.unbind(1), self.beta)
-        if alpha := self.loss_weights[1]:
-            tokens = torch.tensor([chosen for _, chosen, _ in inputs["lengths"]])
-            loss = loss + alpha * likelihood_loss(logps[:, 0], tokens.to(loss.device))
+        settings, tokens = self.settings, torch.tensor(inputs["lengths"])[:, 1:]  # (pairs, 2)
+        chosen, rejected = tokens.to(logps.device).unbind(1)
+        loss = preference_loss(
+            *logps.unbind(1),
+            *reference.unbind(1),
+            self.beta,
+            settings.label_smoothing,
+            length_handicap(chosen, rejected, settings.length_penalty),
+        )
+        if settings.nll:
+            loss = loss + settings.nll * likelihood_loss(logps[:, 0], chosen)
         logps = logps.detach()
         margins = self.beta * (logps - reference).diff(dim=1).neg().squeeze(1)  # (pairs,)
         values = torch.stack([(margins > 0).float(), margins, *logps.unbind(1)], dim=1)

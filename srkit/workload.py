@@ -20,6 +20,7 @@ from pathlib import Path
 
 from srkit import memory, prompts
 from srkit.config import Config, Dpo, Sft
+from srkit.judge import UNASKED
 from srkit.plan import Step
 from srkit.seed import SeedData, load
 from srkit.speed import Speed
@@ -124,6 +125,12 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         found = of(config, texts, head)
     elif last == "judgements":
         found = _judging(config, texts, "iter-" in head)
+    elif last in ("judgements_before", "anchor_judgements"):
+        found = _judging(config, texts, own=True)
+    elif last == "judge_draws":
+        found = _judging(config, texts, True, config.pairs.judge_draws)
+    elif last == "meta_judgements":
+        found = _meta_judging(config, texts)
     elif last == "eft_judgements":
         found = _judged(config, texts, texts.eft, config.sft.eft_samples, "sampled")
     elif last == "responses":
@@ -140,7 +147,7 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         found = _tasks(config, texts)
     elif last == "prompts" and "instruct" in step.settings:
         found = _instructing(config, texts)
-    elif last == "candidates" and "candidates" in step.settings:
+    elif last in ("candidates", "anchors") and "candidates" in step.settings:
         found = _candidates(config, texts, step.name)
     else:
         return Work(basis=texts.basis)
@@ -170,18 +177,23 @@ def _positive(config: Config, texts: Texts, model: str) -> Work:
 
 
 def _dpo(config: Config, texts: Texts, model: str) -> Work:
-    """One pair a prompt at most: two answers, each after the prompt."""
+    """One pair a prompt at most: two answers, each after the prompt; and one of judgements."""
     folder = f"{model.rpartition('/')[0]}/iter-{int(model.rpartition('M')[2]) - 1}"
     answer = texts.answer(config.candidates.max_tokens, f"{folder}/candidates")
     prompt = _mean(texts.tokens(r["prompt"]) for r in texts.ift)
     count = config.instruct.prompts
     if f"{folder}/pairs" in texts.made:
         count = len(kept(texts.study.read(f"{folder}/pairs")))
-    found = _trained([(2 * prompt, 2 * answer)] * count, config.dpo, most_rows=count)
+    rows = [(2 * prompt, 2 * answer)] * count
     # The longest pair, not the mean one, decides on memory.
     longest = max(texts.tokens(r["prompt"]) for r in texts.ift) + config.candidates.max_tokens
+    if config.pairs.judge_draws:
+        asked = texts.tokens(prompts.text(f"judge_{config.judge.rubric}")) + prompt + answer
+        rows += [(2 * asked, 2 * texts.judgement(config.judge.max_tokens))] * count
+        longest += asked - prompt - answer + config.judge.max_tokens
+    found = _trained(rows, config.dpo, most_rows=len(rows))
     length = min(longest, config.dpo.max_tokens)
-    return replace(found, length=length, reference=count * 2 * (prompt + answer))
+    return replace(found, length=length, reference=sum(map(sum, rows)))
 
 
 def _trained(rows: list[tuple[float, float]], settings: Sft | Dpo, most_rows: int) -> Work:
@@ -197,15 +209,31 @@ def _trained(rows: list[tuple[float, float]], settings: Sft | Dpo, most_rows: in
     )
 
 
-def _judging(config: Config, texts: Texts, own: bool) -> Work:
+def _judging(config: Config, texts: Texts, own: bool, draws: int = 0) -> Work:
+    """Of held-out responses, or of a model's own; `draws` written ones of each, if any."""
     if not own:
         return _judged(config, texts, texts.eval, config.eval.judge_samples, config.judge.method)
-    if config.judge.source in ("random", "human", "oracle"):
+    if config.judge.source in UNASKED and not draws:
         return Work()
-    answer = "x" * round(texts.answer(config.candidates.max_tokens) * texts.speed.characters)
-    rows = [{"prompt": p, "response": answer} for p in _new_prompts(config, texts)]
+    rows = [{"prompt": p, "response": _answer(config, texts)} for p in _new_prompts(config, texts)]
     rows = [row for row in rows for _ in range(config.candidates.n)]
+    if draws:
+        return _judged(config, texts, rows, draws, "sampled")
     return _judged(config, texts, rows, config.judge.samples, config.judge.method)
+
+
+def _answer(config: Config, texts: Texts) -> str:
+    """A stand-in as long as a candidate."""
+    return "x" * round(texts.answer(config.candidates.max_tokens) * texts.speed.characters)
+
+
+def _meta_judging(config: Config, texts: Texts) -> Work:
+    """Every two judgements of one response a prompt, in both orders; 32 matches a call."""
+    wording = prompts.text("meta_judge") + prompts.text(f"judge_{config.judge.rubric}")
+    two = 2 * texts.judgement(config.judge.max_tokens)
+    draws, answer = config.pairs.judge_draws, _answer(config, texts)
+    lengths = [texts.tokens(wording, p, answer) + two for p in _new_prompts(config, texts)]
+    return _asked("score", 0, lengths * draws * (draws - 1), 64, 1, 0, 0)
 
 
 def _judged(config: Config, texts: Texts, rows: list[Row], samples: int, method: str) -> Work:
@@ -307,8 +335,9 @@ def _instructing(config: Config, texts: Texts) -> Work:
 def _candidates(config: Config, texts: Texts, step: str) -> Work:
     lengths = [texts.tokens(prompt) for prompt in _new_prompts(config, texts)]
     settings = config.candidates
+    n = 1 if config.judge.source == "seed" else settings.n
     written = texts.answer(settings.max_tokens, step)
-    return _asked("generate", 0, lengths, settings.chunk, settings.n, written, settings.max_tokens)
+    return _asked("generate", 0, lengths, settings.chunk, n, written, settings.max_tokens)
 
 
 def _new_prompts(config: Config, texts: Texts) -> list[str]:

@@ -12,7 +12,7 @@ from srkit import human, metrics, series
 from srkit.config import ARMS
 from srkit.instruct import make_prompts
 from srkit.judge import judge_candidates
-from srkit.pairs import make_candidates
+from srkit.pairs import make_candidates, make_pairs
 from srkit.sft import best, positives
 from srkit.study import Study, read_jsonl
 
@@ -115,6 +115,40 @@ def test_the_ranked_responses_are_the_candidates(begun):
     ]  # fmt: skip
     assert {row["tokens"] for row in rows} == {None}
     assert human.score(0) > human.score(1) > human.score(2)
+
+
+# --- spin ----------------------------------------------------------------------------------------
+
+
+def test_the_seeds_response_is_preferred_to_m_ts_own(begun, engine, make):
+    study = begun("spin", "instruct.prompts=2")
+    seed = [{"id": f"i{n}", "prompt": f"q{n}", "response": f"seed {n}"} for n in range(3)]
+    (study.path / "seed/ift.jsonl").unlink()
+    for name, rows in {"seed/ift": seed, **dict.fromkeys(SEED)}.items():
+        make(study, name, rows)
+    engine.reply = lambda content, seed: f"{content}, I think"
+    asked = make_prompts(study, "spin", 1)
+    assert [(row["id"], row["prompt"]) for row in asked] == [("i0", "q0"), ("i1", "q1")]
+    rows = make_candidates(study, "spin", 1)
+    assert [(row["id"], row["text"]) for row in rows] == [
+        ("i0#seed", "seed 0"), ("i0#0", "q0, I think"),
+        ("i1#seed", "seed 1"), ("i1#0", "q1, I think"),
+    ]  # fmt: skip
+    calls = len(engine.calls)
+    judge_candidates(study, "spin", 1)
+    assert len(engine.calls) == calls, "no model judges"
+    pairs = make_pairs(study, "spin", 1)
+    assert [(row["chosen"], row["rejected"]) for row in pairs] == [
+        ("seed 0", "q0, I think"), ("seed 1", "q1, I think")
+    ]  # fmt: skip
+
+
+def test_spin_asks_the_same_prompts_again(begun, make):
+    study = begun("spin", "instruct.prompts=2")
+    for t in (1, 2):
+        make_prompts(study, "spin", t)
+    first, second = (study.read(f"spin/iter-{t}/prompts") for t in (1, 2))
+    assert first == second
 
 
 # --- positive-only -------------------------------------------------------------------------------

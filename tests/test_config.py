@@ -267,7 +267,7 @@ def test_settings_that_came_later_leave_finished_studies_finished():
     assert config.digest("dpo") == "22dc3665dea4b684"
     for name in LATER:
         section = name.partition(".")[0]
-        value = 7 if isinstance(LATER[name], int) else 0.3
+        value = "M1" if name == "pairs.anchor" else 7 if isinstance(LATER[name], int) else 0.3
         assert resolve("tiny", f"{name}={value}").digest(section) != config.digest(section)
 
 
@@ -279,6 +279,14 @@ def test_settings_that_came_later_leave_finished_studies_finished():
         ("pairs.within=0", "greater than 0"),
         ("pairs.most=1", "most must be 0 (all) or at least min_pairs (2)"),
         ("dpo.nll=-1", "greater than or equal to 0"),
+        ("dpo.label_smoothing=0.5", "less than 0.5"),
+        ("dpo.label_smoothing=constancy", "should be 'consistency'"),
+        ("dpo.length_penalty=-1", "greater than or equal to 0"),
+        ("pairs.judge_draws=1", "one judgement has nothing to be compared with"),
+        ("pairs.anchor=M1 pairs.rho=0.3", "would both choose what is rejected"),
+        ("pairs.anchor=M1 pairs.within=0.3", "would both choose what is rejected"),
+        ("pairs.anchor=M1 judge.source=seed", "needs a judge of its answers"),
+        ("dpo.label_smoothing=consistency judge.source=oracle", "set judge.source=model"),
         ("update=sft dpo.nll=1", "without pairs, so dpo.nll would do nothing"),
         ("update=sft pairs.within=0.5 dpo.nll=1", "pairs.within, dpo.nll would do nothing"),
     ],
@@ -292,3 +300,5 @@ def test_rules_for_pairs_that_cannot_be_are_refused(overrides, says):
 def test_an_arm_without_pairs_refuses_a_rule_for_them():
     with pytest.raises(SrkitError, match=r"in arm positive-only: .*dpo.nll would do nothing"):
         resolve("tiny", "dpo.nll=1").for_arm("positive-only")
+    with pytest.raises(SrkitError, match=r"in arm cream: .*judge.source=random asks neither"):
+        resolve("tiny", "judge.source=random").for_arm("cream")

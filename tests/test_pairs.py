@@ -5,12 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srkit.config import Pairs, SrkitError
+from srkit.judge import judge_anchors
 from srkit.pairs import (
+    anchored,
     at_most,
     best_worst,
     check_enough,
     length_controlled,
     length_matched,
+    make_anchors,
     make_candidates,
     make_pairs,
     pair_of,
@@ -131,6 +134,24 @@ def test_length_matching_takes_the_widest_gap_of_about_one_length(
     assert length_matched(given_scores, lengths, within) == found
 
 
+@pytest.mark.parametrize(
+    ("own", "anchors", "found"),
+    [
+        ([4, 2], [1, 3], (0, 2)),  # the worst of all is an anchor
+        ([4, 2], [2, 3], (0, 1)),  # not below the worst of one's own
+        ([4, 2], [5, 4], (0, 1)),  # an anchor is never chosen
+        ([3, 3], [1, 0], (0, 3)),  # one's own alone would tie
+        ([3, 3], [3, 4], "tie"),
+        ([None, 3], [1, None], (1, 2)),
+        ([None, None], [1, 0], "fewer than two scored"),
+        ([4, 2], [None, None], (0, 1)),
+        ([4, 2], [], (0, 1)),
+    ],
+)
+def test_anchored_rejection_takes_the_worst_of_all_if_it_is_worse(own, anchors, found):
+    assert anchored(own, anchors) == found
+
+
 texts_and_scores = st.lists(
     st.tuples(st.none() | st.sampled_from([0.0, 1.0, 2.5, 10 / 3, 5.0]), st.integers(1, 9)),
     max_size=8,
@@ -172,6 +193,16 @@ def test_length_rules_in_the_row_of_a_prompt():
     assert pair_of(rows[:1] + rows[2:3], values, Pairs(within=0.1))["dropped"] == (
         "lengths too different"
     )
+
+
+def test_an_anchor_in_the_row_of_a_prompt():
+    rows, past = candidates("good", "fair"), candidates("poor", " ", prompt="p1")
+    past = [{**row, "id": f"p1#M0-{row['sample']}"} for row in past]
+    values = {"p1#0": 4.0, "p1#1": 3.0, "p1#M0-0": 1.0, "p1#M0-1": 0.0}
+    row = pair_of(rows, values, Pairs(anchor="M0"), past)
+    assert (row["chosen_id"], row["rejected_id"]) == ("p1#0", "p1#M0-0"), "no text, no part"
+    assert (row["rejected"], row["rejected_score"]) == ("poor", 1.0)
+    assert pair_of(rows, values, Pairs(anchor="M0", min_gap=3), past)["dropped"] == "gap too small"
 
 
 # --- the row of a prompt -------------------------------------------------------------------------
@@ -344,3 +375,27 @@ def test_a_judge_that_always_says_the_same_stops_the_loop_where_asked(prompted, 
         SrkitError, match=f"judge of {ITERATION} is unhealthy: it scores all candidates alike"
     ):
         make_pairs(new, "self-rewarding", 1)
+
+
+def test_m0_answers_too_and_m_t_scores_it(prompted, make, engine):
+    new = Study.open(prompted.path, arm="anchored", change=True)
+    make(new, "anchored/iter-1/prompts", PROMPTS)
+    own = make_candidates(new, "anchored", 1)
+    for arm in ("self-rewarding", "anchored"):
+        make(new, f"{arm}/iter-1/judgements", [
+            {"id": f"{row['id']}@0", "response_id": row["id"], "prompt_id": row["prompt_id"],
+             "sample": 0, "text": None, "score": 3.0 + row["sample"], "tokens": 0,
+             "truncated": False}
+            for row in own
+        ])  # fmt: skip
+    engine.calls.clear()
+    past = make_anchors(new, "anchored", 1)
+    assert [row["id"] for row in past[:4]] == ["p0#M0-0", "p0#M0-1", "p0#M0-2", "p1#M0-0"]
+    assert {row["text"] for row in past}.isdisjoint(row["text"] for row in own)
+    engine.score = lambda content, option: 0.0 if option == " 1" else -99.0
+    judge_anchors(new, "anchored", 1)
+    assert {call[0] for call in engine.calls} == {"M0", "M1"}
+    assert [call[0] for call in engine.calls] == sorted(call[0] for call in engine.calls)
+    rows = make_pairs(new, "anchored", 1)
+    assert {(row["chosen_id"][-2:], row["rejected_id"][-5:]) for row in rows} == {("#2", "#M0-0")}
+    assert {row["rejected_score"] for row in rows} == {1.0}

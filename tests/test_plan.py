@@ -6,7 +6,16 @@ from pathlib import PurePosixPath
 import pytest
 
 from srkit.config import ARMS, Config, SrkitError, resolve
-from srkit.plan import PAPER_ARM, SEED_MODELS, Step, model_after, model_names, notebooks, plan
+from srkit.plan import (
+    PAPER_ARM,
+    SEED_MODELS,
+    Step,
+    judge_before,
+    model_after,
+    model_names,
+    notebooks,
+    plan,
+)
 
 EVERY_ARM = tuple(ARMS)
 VARIATIONS = [
@@ -117,7 +126,7 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
             others = {f"{other}/" for other in EVERY_ARM if other != arm}
             assert name in lent or not any(name.startswith(other) for other in others)
     analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
-    analyses += ("data_distribution", "breakdowns", "ablations")
+    analyses += ("data_distribution", "breakdowns", "ablations", "successors")
     for name in analyses:
         used = set(together[f"metrics/{name}"].inputs)
         assert used >= {i for steps in alone for i in steps[f"metrics/{name}"].inputs}
@@ -131,7 +140,9 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
         ("human", "", set()),
         ("oracle", "", {"1/prompts", "2/prompts", "1/candidates"}),
         *((arm, "", {"1/prompts", "2/prompts", "1/candidates", "1/judgements"}) for arm in
-          ("positive-only", "length-control", "length-matched", "nll", "high-beta")),
+          ("positive-only", "length-control", "length-matched", "nll", "high-beta",
+           "length-penalty", "cream", "anchored", "meta-judge")),
+        ("spin", "", set()),
         *((arm, "", {"1/prompts", "2/prompts", "1/candidates"}) for arm in
           ("multiple-choice", "judged-once", "external-judge", "random-judge")),
         ("two-candidates", "", {"1/prompts", "2/prompts"}),
@@ -155,12 +166,44 @@ def test_a_table_is_shared_where_settings_and_model_are_equal(arm, overrides, co
 
 def test_a_judge_that_is_no_model_waits_for_none():
     steps = by_name(resolve("tiny"), EVERY_ARM)
-    for arm in ("oracle", "human"):
+    for arm in ("oracle", "human", "spin"):
         assert steps[f"{arm}/iter-2/judgements"].inputs == (f"{arm}/iter-2/candidates",)
     assert steps["human/iter-1/prompts"].inputs == ("seed/eft",)
+    assert steps["spin/iter-2/prompts"].inputs == ("seed/ift",)
+    own = ("spin/iter-2/prompts", "seed/ift", "spin/M2/adapter")
+    assert steps["spin/iter-2/candidates"].inputs == own
     positive = steps["positive-only/M2/adapter"]
     assert "positive-only/iter-1/pairs" not in positive.inputs
     assert {"positive-only/iter-1/candidates", "M1/adapter"} < set(positive.inputs)
+
+
+def test_what_single_arms_make_beside_the_usual_tables():
+    steps = by_name(resolve("tiny"), EVERY_ARM)
+    usual = {"prompts", "candidates", "judgements", "pairs"}
+    more = {n for n in steps if "/iter-2/" in n and n.rpartition("/")[2] not in usual}
+    before, past, taught = "cream/iter-2/", "anchored/iter-2/", "meta-judge/iter-2/"
+    assert more == {
+        f"{before}judgements_before", f"{past}anchors", f"{past}anchor_judgements",
+        *(f"{taught}{n}" for n in ("judge_draws", "meta_judgements", "judge_pairs")),
+    }  # fmt: skip
+    assert "M1/adapter" in steps[f"{before}judgements_before"].inputs, "M2 judges, after M1"
+    assert "baseline/adapter" in steps["cream/iter-1/judgements_before"].inputs
+    learned = (f"{before}pairs", f"{before}judgements", f"{before}judgements_before")
+    assert steps["cream/M3/adapter"].inputs == (*learned, "cream/M2/adapter")
+    assert steps[f"{past}anchors"].inputs == (f"{past}prompts",), "M0 has no adapter"
+    assert "model" in steps[f"{past}anchors"].settings
+    assert "anchored/M2/adapter" in steps[f"{past}anchor_judgements"].inputs
+    assert {f"{past}anchors", f"{past}anchor_judgements"} < set(steps[f"{past}pairs"].inputs)
+    pairs = (f"{taught}pairs", f"{taught}judge_pairs")
+    assert steps["meta-judge/M3/adapter"].inputs == (*pairs, "meta-judge/M2/adapter")
+    assert more < set(steps["metrics/successors"].inputs) & set(steps["browse"].inputs)
+
+
+def test_who_judged_before():
+    config = resolve("tiny")
+    assert [judge_before(config, "cream", t) for t in (1, 2)] == ["baseline", "M1"]
+    assert judge_before(config, "cream", 3) == "cream/M2"
+    assert judge_before(resolve("tiny", "start=baseline"), "cream", 1) == "M0"
 
 
 @pytest.mark.parametrize("arm", EVERY_ARM)

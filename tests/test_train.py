@@ -33,6 +33,7 @@ from srkit.train import (
     Preference,
     dpo_row,
     epoch_order,
+    length_handicap,
     likelihood_loss,
     loss_mask_table,
     planned_steps,
@@ -114,6 +115,28 @@ def test_preference_loss_by_hand():
     assert same.tolist() == pytest.approx([math.log(2)] * 2)
     worse = preference_loss(rejected, chosen, zero, zero, beta=0.5)
     assert worse.tolist() == pytest.approx([1.3132617, 1.7014133], abs=1e-6)
+
+
+def test_smoothing_weighs_the_pair_turned_round_by_hand():
+    chosen, rejected, zero = torch.tensor([-10.0]), torch.tensor([-12.0]), torch.zeros(1)
+    loss = preference_loss(chosen, rejected, zero, zero, 0.5, smoothing=0.2)
+    # 0.8 times -log sigmoid(1), 0.2 times -log sigmoid(-1)
+    assert loss.item() == pytest.approx(0.8 * 0.3132617 + 0.2 * 1.3132617, abs=1e-6)
+    turned = preference_loss(rejected, chosen, zero, zero, 0.5, smoothing=0.8)
+    assert turned.item() == pytest.approx(loss.item()), "C = 0.2 takes the pairs the other way"
+    pairs = [torch.tensor([a], requires_grad=True) for a in (-10.0, -12.0)]
+    preference_loss(*pairs, *(p.detach() for p in pairs), 0.5, smoothing=0.5).sum().backward()
+    assert pairs[0].grad.item() == 0, "C = 1/2 teaches nothing at the start"
+
+
+def test_length_handicap_by_hand():
+    tokens = torch.tensor([60, 10, 30]), torch.tensor([10, 60, 30])
+    handicap = length_handicap(*tokens, alpha=0.02)
+    assert handicap.tolist() == pytest.approx([1.0, -1.0, 0.0])
+    chosen, rejected, zero = torch.full((3,), -10.0), torch.full((3,), -12.0), torch.zeros(3)
+    loss = preference_loss(chosen, rejected, zero, zero, 0.5, handicap=handicap)
+    # a margin of 1 and of the handicap: -log sigmoid of 2, 0 and 1
+    assert loss.tolist() == pytest.approx([0.1269280, math.log(2), 0.3132617], abs=1e-6)
 
 
 def test_likelihood_loss_by_hand():
@@ -289,6 +312,21 @@ def test_with_the_likelihood_term_dpo_starts_at_ln_2_all_the_same(plain, plain_m
     assert run.log[0]["loss"] > math.log(2), "the whole loss is logged"
     without = plain_m2[1].log
     assert run.log[-1]["logp_chosen"] > without[-1]["logp_chosen"], "what the term is for"
+
+
+def test_terms_of_later_methods_start_from_the_same_reference(plain, plain_m2, tmp_path):
+    """And each of them leads elsewhere."""
+    shas = {_sha(plain_m2[0])}
+    for name, value in (("label_smoothing", 0.2), ("length_penalty", 0.05)):
+        folder = tmp_path / name
+        run = train_dpo(PLAIN, plain[0], PAIRS, DPO.model_copy(update={name: value}), folder, 3)
+        assert run.first_loss == pytest.approx(math.log(2), abs=1e-5)
+        shas.add(_sha(folder))
+        margins = [row["reward_margin"] for row in run.log]
+        if name == "label_smoothing":
+            assert run.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+            assert 0 < margins[-1] < plain_m2[1].log[-1]["reward_margin"], "a tighter goal"
+    assert len(shas) == 3
 
 
 def test_micro_batches_and_checkpointing_make_the_same_dpo_update(plain, tmp_path):

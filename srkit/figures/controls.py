@@ -30,7 +30,10 @@ from srkit.figures.style import (
 ARM_STYLE = {
     arm: {"colour": COLOURS[colour], "marker": marker}
     for arm, colour, marker in zip(
-        ARMS, (0, 5, 3, 0, 5, 4, 2, 2, 3, 6, 4, 2, 1, 6), "osDsoD^soo^vPX", strict=True
+        ARMS,
+        (0, 5, 3, 0, 5, 4, 2, 2, 3, 6, 2, 0, 6, 5, 4, 4, 2, 1, 6),
+        "osDsoD^sooDDs^o^vPX",
+        strict=True,
     )
 }
 

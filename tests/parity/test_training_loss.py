@@ -56,10 +56,10 @@ def _theirs(kind, config, tokenizer, rows, folder, **more):
     return kind(_policy(tokenizer), args=args, **data)
 
 
-def _dpo_pair(tokenizer, rows, beta, folder, nll=0.0):
+def _dpo_pair(tokenizer, rows, beta, folder, losses=None, **ours_alone):
     """TRL's trainer and ours, whose policies have moved on from their reference alike."""
-    losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll]} if nll else {}
-    theirs = _theirs(_Trl, DPOConfig, tokenizer, rows, folder / "theirs", beta=beta, **losses)
+    asked = {"beta": beta, **(losses or {})}
+    theirs = _theirs(_Trl, DPOConfig, tokenizer, rows, folder / "theirs", **asked)
     model = _policy(tokenizer)
     with fast_training(model):
         ours = train._trainer(
@@ -67,7 +67,7 @@ def _dpo_pair(tokenizer, rows, beta, folder, nll=0.0):
             Policy(model, tokenizer, "M1"),
             rows,
             CFG,
-            Dpo(beta=beta, nll=nll),
+            Dpo(beta=beta, **ours_alone),
             folder / "ours",
             0,
         )
@@ -75,6 +75,18 @@ def _dpo_pair(tokenizer, rows, beta, folder, nll=0.0):
         _shake(trainer.model, seed=1)
         trainer.model.eval()
     return theirs, ours
+
+
+def _ours(trainer, rows, micro) -> float:
+    """The loss of a batch in micro-batches, whose gradients are then in the model."""
+    prepared, losses = list(trainer.train_dataset), []
+    with fast_training(trainer.model):
+        for i in range(0, len(rows), micro):
+            batch = trainer.data_collator(prepared[i : i + micro])
+            loss = trainer.compute_loss(trainer.model, batch) * micro / len(rows)
+            loss.backward()
+            losses.append(float(loss.detach()))
+    return sum(losses)
 
 
 def _gradients(model) -> dict[str, torch.Tensor]:
@@ -97,15 +109,9 @@ def test_dpo_loss_and_gradients(beta, micro, tokenizer, tmp_path):
     theirs, ours = _dpo_pair(tokenizer, rows, beta, tmp_path)
     expected = theirs.compute_loss(theirs.model, theirs.data_collator(rows))
     expected.backward()
-    prepared, losses = list(ours.train_dataset), []
-    with fast_training(ours.model):
-        for i in range(0, len(rows), micro):
-            batch = ours.data_collator(prepared[i : i + micro])
-            loss = ours.compute_loss(ours.model, batch) * micro / len(rows)
-            loss.backward()
-            losses.append(float(loss.detach()))
-    assert sum(losses) == pytest.approx(float(expected.detach()), abs=1e-5)
-    assert abs(sum(losses) - 0.6931) > 1e-3  # nothing is hidden by a loss of ln 2
+    found = _ours(ours, rows, micro)
+    assert found == pytest.approx(float(expected.detach()), abs=1e-5)
+    assert abs(found - 0.6931) > 1e-3  # nothing is hidden by a loss of ln 2
     _assert_close(_gradients(ours.model), _gradients(theirs.model))
 
 
@@ -113,20 +119,43 @@ def test_dpo_loss_and_gradients(beta, micro, tokenizer, tmp_path):
 def test_dpo_with_likelihood_loss_and_gradients(micro, tokenizer, tmp_path):
     """TRL's own `sft` loss, pair by pair: of several it would take the mean over tokens."""
     rows = [dpo_row(tokenizer, pair) for pair in PAIRS]
-    theirs, ours = _dpo_pair(tokenizer, rows, 0.3, tmp_path, nll=0.7)
+    losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}
+    theirs, ours = _dpo_pair(tokenizer, rows, 0.3, tmp_path, losses, nll=0.7)
     expected = [theirs.compute_loss(theirs.model, theirs.data_collator([row])) for row in rows]
     expected = sum(expected) / len(rows)
     expected.backward()
-    prepared, losses = list(ours.train_dataset), []
-    with fast_training(ours.model):
-        for i in range(0, len(rows), micro):
-            batch = ours.data_collator(prepared[i : i + micro])
-            loss = ours.compute_loss(ours.model, batch) * micro / len(rows)
-            loss.backward()
-            losses.append(float(loss.detach()))
-    assert sum(losses) == pytest.approx(float(expected.detach()), abs=1e-5)
-    assert sum(losses) > 2  # a random model finds nothing likely
+    found = _ours(ours, rows, micro)
+    assert found == pytest.approx(float(expected.detach()), abs=1e-5)
+    assert found > 2  # a random model finds nothing likely
     _assert_close(_gradients(ours.model), _gradients(theirs.model))
+
+
+@pytest.mark.parametrize(("micro", "share"), [(1, 0.1), (4, 0.3)])
+def test_smoothed_dpo_loss_and_gradients(micro, share, tokenizer, tmp_path):
+    """(1 - e) L + e L', of pairs and of the same turned round, out of TRL's `sigmoid`, which is L,
+    and its `robust`, which is ((1 - e) L - e L') / (1 - 2 e)."""
+    rows = [dpo_row(tokenizer, pair) for pair in PAIRS]
+    weights = [2 * (1 - share), -(1 - 2 * share)]
+    losses = {"loss_type": ["sigmoid", "robust"], "loss_weights": weights}
+    losses["label_smoothing"] = share
+    theirs, ours = _dpo_pair(tokenizer, rows, 0.3, tmp_path, losses, label_smoothing=share)
+    expected = theirs.compute_loss(theirs.model, theirs.data_collator(rows))
+    expected.backward()
+    assert _ours(ours, rows, micro) == pytest.approx(float(expected.detach()), abs=1e-5)
+    _assert_close(_gradients(ours.model), _gradients(theirs.model))
+
+
+def test_length_penalty_shifts_the_margin_of_trls_loss(tokenizer, tmp_path):
+    """TRL has no such term: the margin in its loss of each pair, and alpha for every token."""
+    rows = [dpo_row(tokenizer, pair) for pair in PAIRS]
+    theirs, ours = _dpo_pair(tokenizer, rows, 0.3, tmp_path, length_penalty=0.05)
+    with torch.no_grad():
+        each = [theirs.compute_loss(theirs.model, theirs.data_collator([row])) for row in rows]
+    margins = torch.logit(torch.exp(-torch.stack(each)))  # of -log sigmoid(margin)
+    longer = torch.tensor([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
+    assert len(set(longer.sign().tolist())) > 1
+    expected = -torch.nn.functional.logsigmoid(margins + 0.05 * longer).mean()
+    assert _ours(ours, rows, 2) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_dpo_logs_what_trl_logs(tokenizer, tmp_path):
