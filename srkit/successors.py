@@ -20,6 +20,16 @@ import pandas as pd
 from srkit import headtohead, stats
 from srkit.consistency import consistency
 
+# The arms, each of one setting in `config.ARMS`, and whose method it is.
+PAPERS = {
+    "length-control": "Meta-Rewarding, arXiv 2407.19594",
+    "nll": "Iterative Reasoning Preference Optimization, arXiv 2404.19733",
+    "length-penalty": "R-DPO, arXiv 2403.19159",
+    "cream": "CREAM, arXiv 2410.12735",
+    "anchored": "Temporal Self-Rewarding, arXiv 2508.06026",
+    "meta-judge": "Meta-Rewarding, arXiv 2407.19594",
+    "spin": "SPIN, arXiv 2401.01335",
+}
 # measure -> what it is, and of what
 MEASURES = {
     "consistency": "CREAM's C, mean over prompts: 1 as the judge before, 1/2 as a coin",
