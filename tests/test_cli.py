@@ -88,7 +88,8 @@ LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pai
          "notebook", "stats", "reward_accuracy", "health", "headtohead", "length", "constraints",
          "metrics", "figures", "report", "engine", "endpoint", "memory", "speed", "workload",
          "forecast", "distributed", "series", "browse", "escape", "reading", "equal_length",
-         "distribution", "breakdowns", "ablations", "signals")  # fmt: skip
+         "distribution", "breakdowns", "ablations", "signals", "consistency", "meta_judge",
+         "successors")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():
@@ -159,7 +160,8 @@ def test_run_executes_the_series_in_order_with_its_parameters(srkit, executed, t
     assert [name for name, _ in executed] == [
         "00_start_here", "01_seed_data", "02_seed_sft", "03_judge", "04_iteration-self-rewarding-1",
         "05_browse_pairs", "10_reward_accuracy", "11_length_drift", "12_win_rates",
-        "13_benchmarks", "14_data_distribution", "15_breakdowns", "20_ablations", "30_report",
+        "13_benchmarks", "14_data_distribution", "15_breakdowns", "20_ablations", "21_rivals",
+        "23_successors", "30_report",
     ]  # fmt: skip
     study = str(tmp_path / "s")
     assert executed[0][1] == {"study": study}
