@@ -218,8 +218,18 @@ def _judging(config: Config, texts: Texts, own: bool, draws: int = 0) -> Work:
     rows = [{"prompt": p, "response": _answer(config, texts)} for p in _new_prompts(config, texts)]
     rows = [row for row in rows for _ in range(config.candidates.n)]
     if draws:
-        return _judged(config, texts, rows, draws, "sampled")
+        return _written(config, texts, rows, draws)
     return _judged(config, texts, rows, config.judge.samples, config.judge.method)
+
+
+def _written(config: Config, texts: Texts, rows: list[Row], draws: int) -> Work:
+    """Judgements drawn whatever the method. A model that was taught scores alone writes little."""
+    drawn = _judged(config, texts, rows, draws, "sampled")
+    if config.sft.eft_targets in ("score", "rank"):
+        written = min(SCORE_TOKENS, config.judge.max_tokens)
+        generated = len(rows) * draws * written
+        drawn = replace(drawn, generated=generated, length=min(2 * written, drawn.length))
+    return drawn
 
 
 def _answer(config: Config, texts: Texts) -> str:
@@ -251,16 +261,12 @@ def _judged(config: Config, texts: Texts, rows: list[Row], samples: int, method:
 def _ways(config: Config, texts: Texts) -> Work:
     """Draws by two rubrics, of which each is also read once; a question; likelihoods by two models.
 
-    Two of its seven calls write. A model that was taught scores alone writes little else.
+    Two of its seven calls write.
     """
-    draws, most = config.eval.ways_draws, config.judge.max_tokens
+    draws = config.eval.ways_draws
     first = list(dict.fromkeys(r["prompt_id"] for r in texts.eval))[: config.eval.ways_prompts]
     rows = [row for row in texts.eval if row["prompt_id"] in first]
-    drawn = _judged(config, texts, rows, draws, "sampled")
-    if config.sft.eft_targets in ("score", "rank"):
-        written = min(SCORE_TOKENS, most)
-        generated = len(rows) * draws * written
-        drawn = replace(drawn, generated=generated, length=min(2 * written, most))
+    drawn = _written(config, texts, rows, draws)
     alone = sum(texts.tokens(row["prompt"], row["response"]) for row in rows)
     asked = texts.tokens(prompts.text("judge_yes_no")) * len(rows) + alone
     read = 4 * drawn.prompt + asked + 2 * alone

@@ -275,6 +275,23 @@ def test_what_arms_share_or_a_program_judges_costs_nothing():
     assert positive.work.labelled == pytest.approx(paper.work.labelled / 4)
 
 
+def test_what_the_arms_of_later_methods_ask_beside_the_papers():
+    config = resolve("cpu")
+    found = {f.step: f.work for f in module.forecast(config, tuple(ARMS), here=LAPTOP, speed=RATES)}
+    paper = {n: found[f"self-rewarding/iter-1/{n}"] for n in ("candidates", "judgements")}
+    assert found["anchored/iter-2/anchors"] == paper["candidates"]
+    assert found["anchored/iter-2/anchor_judgements"] == paper["judgements"]
+    assert found["cream/iter-1/judgements_before"] == paper["judgements"]
+    assert found["spin/iter-1/candidates"].generated == paper["candidates"].generated / 4
+    drawn, compared = (found[f"meta-judge/iter-1/{n}"] for n in ("judge_draws", "meta_judgements"))
+    assert drawn.generated == 40 * 4 * 5 * workload.SCORE_TOKENS
+    assert (compared.kind, compared.calls) == ("score", 13), "40 x 5 x 4 comparisons, 64 a call"
+    assert found["meta-judge/iter-1/judge_pairs"].kind == "none"
+    taught, plain = (found[f"{arm}/M2/adapter"] for arm in ("meta-judge", "nll"))
+    assert taught.trained > 2 * plain.trained, "pairs of judgements have long prompts"
+    assert taught.length > plain.length
+
+
 def test_a_model_is_opened_once_for_steps_in_a_row():
     steps = {s.name: s for s in module.plan(resolve("cpu"))}
 
