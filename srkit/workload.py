@@ -158,9 +158,7 @@ def _sft(config: Config, texts: Texts, model: str) -> Work:
     settings = config.sft
     rows = [(texts.tokens(r["prompt"]), texts.tokens(r["response"], turn=False)) for r in texts.ift]
     if model == "M1":
-        label = (
-            SCORE_TOKENS if settings.eft_targets in ("score", "rank") else texts.judgement(10**6)
-        )
+        label = SCORE_TOKENS if _scores_alone(config) else texts.judgement(10**6)
         wording = texts.tokens(prompts.text(f"judge_{config.judge.rubric}"))
         pairs = [texts.tokens(r["prompt"], r["response"], turn=False) for r in texts.eft]
         rows += [(wording + pair, label) for pair in pairs]
@@ -189,7 +187,7 @@ def _dpo(config: Config, texts: Texts, model: str) -> Work:
     longest = max(texts.tokens(r["prompt"]) for r in texts.ift) + config.candidates.max_tokens
     if config.pairs.judge_draws:
         asked = texts.tokens(prompts.text(f"judge_{config.judge.rubric}")) + prompt + answer
-        rows += [(2 * asked, 2 * texts.judgement(config.judge.max_tokens))] * count
+        rows += [(2 * asked, 2 * _judgement(config, texts))] * count
         longest += asked - prompt - answer + config.judge.max_tokens
     found = _trained(rows, config.dpo, most_rows=len(rows))
     length = min(longest, config.dpo.max_tokens)
@@ -225,11 +223,21 @@ def _judging(config: Config, texts: Texts, own: bool, draws: int = 0) -> Work:
 def _written(config: Config, texts: Texts, rows: list[Row], draws: int) -> Work:
     """Judgements drawn whatever the method. A model that was taught scores alone writes little."""
     drawn = _judged(config, texts, rows, draws, "sampled")
-    if config.sft.eft_targets in ("score", "rank"):
+    if _scores_alone(config):
         written = min(SCORE_TOKENS, config.judge.max_tokens)
         generated = len(rows) * draws * written
         drawn = replace(drawn, generated=generated, length=min(2 * written, drawn.length))
     return drawn
+
+
+def _scores_alone(config: Config) -> bool:
+    """Whether M1 learns to write scores without reasons."""
+    return config.sft.eft_targets in ("score", "rank")
+
+
+def _judgement(config: Config, texts: Texts) -> float:
+    """Tokens of a judgement that M_t writes."""
+    return SCORE_TOKENS if _scores_alone(config) else texts.judgement(config.judge.max_tokens)
 
 
 def _answer(config: Config, texts: Texts) -> str:
@@ -238,12 +246,16 @@ def _answer(config: Config, texts: Texts) -> str:
 
 
 def _meta_judging(config: Config, texts: Texts) -> Work:
-    """Every two judgements of one response a prompt, in both orders; 32 matches a call."""
+    """Every two different judgements of one response a prompt, in both orders; 32 matches a call.
+
+    Of scores alone about three differ.
+    """
     wording = prompts.text("meta_judge") + prompts.text(f"judge_{config.judge.rubric}")
-    two = 2 * texts.judgement(config.judge.max_tokens)
-    draws, answer = config.pairs.judge_draws, _answer(config, texts)
+    two, answer = 2 * _judgement(config, texts), _answer(config, texts)
     lengths = [texts.tokens(wording, p, answer) + two for p in _new_prompts(config, texts)]
-    return _asked("score", 0, lengths * draws * (draws - 1), 64, 1, 0, 0)
+    draws = config.pairs.judge_draws
+    different = min(3, draws) if _scores_alone(config) else draws
+    return _asked("score", 0, lengths * different * (different - 1), 64, 1, 0, 0)
 
 
 def _judged(config: Config, texts: Texts, rows: list[Row], samples: int, method: str) -> Work:

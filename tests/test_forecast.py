@@ -285,7 +285,7 @@ def test_what_the_arms_of_later_methods_ask_beside_the_papers():
     assert found["spin/iter-1/candidates"].generated == paper["candidates"].generated / 4
     drawn, compared = (found[f"meta-judge/iter-1/{n}"] for n in ("judge_draws", "meta_judgements"))
     assert drawn.generated == 40 * 4 * 5 * workload.SCORE_TOKENS
-    assert (compared.kind, compared.calls) == ("score", 13), "40 x 5 x 4 comparisons, 64 a call"
+    assert (compared.kind, compared.calls) == ("score", 4), "40 x 3 x 2 comparisons, 64 a call"
     assert found["meta-judge/iter-1/judge_pairs"].kind == "none"
     taught, plain = (found[f"{arm}/M2/adapter"] for arm in ("meta-judge", "nll"))
     assert taught.trained > 2 * plain.trained, "pairs of judgements have long prompts"
