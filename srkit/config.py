@@ -34,6 +34,8 @@ from pydantic import (
 
 from srkit.reading import SrkitError, parse_yaml, read_text, shown
 
+JudgeSource = Literal["model", "external", "reward-model", "human", "seed", "random", "oracle"]
+
 
 class Section(BaseModel):
     """Base of all sections: unknown fields are errors, values are checked and then frozen."""
@@ -163,11 +165,12 @@ class Candidates(Section):
 class Judge(Section):
     """M_t as the judge: K judgements per response, score = mean of those that parse."""
 
-    source: Literal["model", "external", "human", "seed", "random", "oracle"] = Field(
+    source: JudgeSource = Field(
         "model",
-        description="M_t itself; external: arms.external_judge; human: the ranked responses of the "
-        "seed; seed: the seed's response beats M_t's (SPIN, 2401.01335); random: negative control; "
-        "oracle: arms.oracle, positive control",
+        description="M_t itself; external: arms.external_judge; reward-model: trained once on the "
+        "seed's rankings, then frozen; human: the ranked responses of the seed; seed: the seed's "
+        "response beats M_t's (SPIN, 2401.01335); random: negative control; oracle: arms.oracle, "
+        "positive control",
     )
     rubric: Literal["additive", "multiple_choice"] = Field(
         "additive", description="the paper's Fig. 2 (0 to 5 points) or its Fig. 7 (1 of 5)"
@@ -516,6 +519,7 @@ ARMS: dict[str, dict[str, str]] = {
     "meta-judge": {"pairs.judge_draws": "5"},
     "spin": {"judge.source": "seed"},
     "human": {"judge.source": "human"},
+    "reward-model": {"judge.source": "reward-model"},
     "external-judge": {"judge.source": "external"},
     "random-judge": {"judge.source": "random"},
     "oracle": {"judge.source": "oracle"},

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from srkit import human
+from srkit import human, reward_model
 from srkit.config import Judge, SrkitError, build
 from srkit.constraints import parse, points
 from srkit.engine import Engine, Sampling, open_engine
-from srkit.plan import PAPER_ARM, SEEDED
+from srkit.plan import PAPER_ARM, REWARD_MODEL, SEEDED
 from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
 from srkit.reading import require_rows
 from srkit.study import Row, Study, derive_seed, kept
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PLAIN = ("prompt_id", "response_id", "prompt", "response")  # what `judge_responses` reads
 UNASKED = ("random", *SEEDED, "oracle")  # no model is asked
+ONCE = ("expected", *SEEDED, "oracle", REWARD_MODEL)  # another draw would say the same
 
 # --- EFT targets: what M1 learns to write --------------------------------------------------------
 
@@ -219,6 +220,8 @@ def make_judgements(
     settings = study.settings(study.step(step)).judge
     unasked = settings.source in UNASKED and "/iter-" in step
     method = method or (settings.source if unasked else settings.method)
+    if model == REWARD_MODEL:
+        method = REWARD_MODEL
 
     def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
         return draw_judgements(study, step, model, part, settings, samples, method)
@@ -239,15 +242,16 @@ def draw_judgements(
     method = method or settings.method
     given = {"samples": samples or settings.samples, "method": method}
     seeds = _seeds(study.config.random_seed, name, responses, settings.model_copy(update=given))
+    if method == REWARD_MODEL:
+        found = reward_model.rewards(study, responses)
+        return _rows(responses, [[reward_model.judgement(reward)] for reward in found])
     if method in UNASKED:
         return _rows(responses, _unasked(study, method, responses, seeds, settings))
     return _rows(responses, _ASKED[method](open_engine(study, model), responses, seeds, settings))
 
 
 def _seeds(seed: int, name: str, responses: Sequence[Row], settings: Judge) -> list[list[int]]:
-    # another draw of these would say the same
-    once = ("expected", *SEEDED, "oracle")
-    count = 1 if settings.method in once else settings.samples
+    count = 1 if settings.method in ONCE else settings.samples
     return [[derive_seed(seed, name, row["id"], k) for k in range(count)] for row in responses]
 
 
@@ -336,6 +340,9 @@ def judge_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
         judge_candidates(study, PAPER_ARM, iteration)
         return study.copy_table(f"{folder}/judgements")
     responses, judge = study.read(f"{folder}/candidates"), _judge_of(study, arm, iteration)
+    if judge == REWARD_MODEL:
+        reward_model.make_reward_model(study)
+        judge_held_out(study, REWARD_MODEL)
     return make_judgements(study, f"{folder}/judgements", judge, responses)
 
 
@@ -348,12 +355,13 @@ def judge_anchors(study: Study, arm: str, iteration: int) -> list[Row]:
 
 def _judge_of(study: Study, arm: str, iteration: int) -> str:
     config = study.config.for_arm(arm)
-    external = config.judge.source == "external"
-    return config.arms.external_judge if external else study.policy_before(arm, iteration)
+    source = config.judge.source
+    judges = {"external": config.arms.external_judge, REWARD_MODEL: REWARD_MODEL}
+    return judges.get(source) or study.policy_before(arm, iteration)
 
 
 def judge_held_out(study: Study, model: str) -> list[Row]:
-    """Step `<model>/judgements`: the model judges the held-out ranked responses."""
+    """Step `<model>/judgements`: the model, or the reward model, judges the held-out responses."""
     samples = study.config.eval.judge_samples
     return make_judgements(
         study, f"{model}/judgements", model, study.read("seed/eft_eval"), samples

@@ -34,7 +34,7 @@ from srkit import (
     ways,
 )
 from srkit.config import SrkitError
-from srkit.plan import model_after, model_names
+from srkit.plan import frozen_judges, model_after, model_names
 from srkit.study import Study
 from srkit.texts import column, prompt_sets, trained_texts, vectors
 
@@ -79,6 +79,8 @@ def runs(study: Study) -> list[ablations.Run]:
 def make_reward_accuracy(study: Study) -> Tables:
     """Step `metrics/reward_accuracy`: each model as a judge of the held-out rankings (Table 4).
 
+    The frozen reward model of an arm that has one is a judge beside them.
+
     Tables: `accuracy`, `differences` (paired, each model against the one before it), `histogram`
     and `health` of the judgements of held-out responses and of each iteration's candidates;
     `calibration`, `calibration_slopes` and `agreement` (each model with the one before it); of the
@@ -86,7 +88,8 @@ def make_reward_accuracy(study: Study) -> Tables:
     """
 
     def compute() -> Tables:
-        rankings, judged = study.frame("seed/eft_eval"), _tables(study, models(study), "judgements")
+        judges = [*models(study), *frozen_judges(study.config, study.arms)]
+        rankings, judged = study.frame("seed/eft_eval"), _tables(study, judges, "judgements")
         loops = _tables(study, iterations(study), "judgements")
         options, everything = _options(study), {**judged, **loops}
         steps = [pairwise(model_names(study.config.for_arm(a), a)) for a in study.arms]

@@ -14,6 +14,8 @@ Surprising decisions:
 - Text inside a message that looks like a control token (a literal "<|im_end|>") is encoded as plain
   text. Otherwise a response could end its own turn, and start one for the judge.
 - Pad is never EOS, nor the end of a turn. Masks are made from lengths, never from token ids.
+- A reward model is the same base under another head (`with_reward_head`), whose adapter holds the
+  trained head; `load_policy` puts either kind on.
 - Code and pickles that come with a model are refused: only safetensors and GGUF are read.
 - Templates keep their own ways: SmolLM2's adds a default system prompt when there is none, Llama's
   and Gemma's strip message contents, Gemma's knows no system role (that is an error here). Only
@@ -25,6 +27,7 @@ Surprising decisions:
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import importlib.util
@@ -43,8 +46,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import TemplateError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
@@ -219,6 +224,38 @@ def load_base(cfg: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model.name_or_path = model.config._name_or_path = ""
     model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     return model.requires_grad_(False).eval(), tokenizer
+
+
+class _RewardHead(nn.Linear):
+    """One number for a hidden state, in the head's own type, which training keeps at float32."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # (..., width) -> (..., 1)
+        return super().forward(hidden.to(self.weight.dtype))
+
+
+def with_reward_head(base: PreTrainedModel) -> PreTrainedModel:
+    """A model that gives a text one number, its reward: the layers of `base` under a new head.
+
+    The layers are those of `base` itself, quantised or not. The untrained head is the same each
+    time: normal with variance 1 / (width + 1), as that of Stiennon et al. (arXiv 2009.01325).
+    Raises: SrkitError if transformers has no such model of this kind.
+    """
+    config = copy.deepcopy(base.config)
+    config.num_labels = 1
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise SrkitError(
+            f"transformers has no reward model of the kind {config.model_type!r}. Leave the arm "
+            "reward-model out, or use a model built as Llama is."
+        ) from error
+    setattr(model, model.base_model_prefix, base.base_model)
+    width = config.get_text_config().hidden_size
+    weight = torch.randn(1, width, generator=torch.Generator().manual_seed(0)) / (width + 1) ** 0.5
+    model.score = _RewardHead(width, 1, bias=False, device=base.device)
+    model.score.weight.data = weight.to(base.device)
+    return model.requires_grad_(False).eval()
 
 
 def placement(cfg: Model) -> tuple[str, torch.dtype]:
@@ -632,8 +669,10 @@ def attach_adapter(policy: Policy, folder: Path, trainable: bool = False) -> Pol
 
     recorded = read_fingerprint(folder)
     _same_base(recorded, policy, folder)
+    task = read_object(folder / "adapter_config.json").get("task_type")
+    base = with_reward_head(policy.model) if task == "SEQ_CLS" else policy.model
     try:
-        model = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
     except Exception as error:  # PEFT's, torch's and safetensors' errors are of many kinds
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise SrkitError(
@@ -802,13 +841,16 @@ def _architecture(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def _probe_logits(policy: Policy) -> torch.Tensor:
-    """Next-token logits after each probe, float32 on the CPU.  # (probes, vocabulary)"""
+    """Next-token logits after each probe, float32 on the CPU.  # (probes, vocabulary)
+
+    Of a reward model its one number.  # (probes, 1)
+    """
     rows = []
     for text in PROBES:
         ids = encode_prompt(policy.tokenizer, [{"role": "user", "content": text}])
         with torch.inference_mode():
             out = policy.model(torch.tensor([ids], device=policy.model.device), logits_to_keep=1)
-        rows.append(out.logits[0, -1].float().cpu())
+        rows.append(out.logits.flatten(0, -2)[-1].float().cpu())
     return torch.stack(rows)
 
 

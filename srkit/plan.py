@@ -22,6 +22,7 @@ ADAPTER_FILES = (
     "training.jsonl",
 )
 PAPER_ARM = "self-rewarding"
+REWARD_MODEL = "reward-model"  # the frozen one, by its name among the models; its arm's name too
 SEED_MODELS = ("baseline", "M1")
 COMPARE = ("compare",)
 SEEDED = ("human", "seed")  # values of judge.source whose prompts are the seed's
@@ -99,6 +100,12 @@ def judged_in_ways(config: Config, model: str) -> bool:
     """Whether `eval.ways_of` names a model."""
     last = model_after(config, PAPER_ARM, config.iterations)
     return model in [last if name == "last" else name for name in config.eval.ways_of]
+
+
+def frozen_judges(config: Config, arms: tuple[str, ...]) -> list[str]:
+    """Judges of the held-out rankings beside the trained models: the reward model, if it is used."""
+    used = {config.for_arm(arm).judge.source for arm in arms}
+    return [REWARD_MODEL] if REWARD_MODEL in used else []
 
 
 def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
@@ -212,6 +219,8 @@ def _endpoint(role: str) -> tuple[str, ...]:
 def _arm(study: Config, arm: str) -> list[Step]:
     config, steps = study.for_arm(arm), []
     names = model_names(config, arm)
+    if config.judge.source == REWARD_MODEL:
+        steps += _reward_model(f"04_iteration-{arm}-1")
     for t in range(1, config.iterations + 1):
         notebook, folder = f"04_iteration-{arm}-{t}", f"{arm}/iter-{t}"
         policy, trained = model_after(config, arm, t - 1), model_after(config, arm, t)
@@ -239,6 +248,13 @@ def _arm(study: Config, arm: str) -> list[Step]:
         settings = ("eval.kl_prompts", "eval.max_tokens")
         steps.append(_table(f"{trained}/drift", inputs, settings, notebook, arm=arm))
     return steps
+
+
+def _reward_model(notebook: str) -> list[Step]:
+    """The frozen reward model, and its scores of the held-out rankings."""
+    adapter = _adapter(REWARD_MODEL, ("seed/eft",), ("sft",), notebook)
+    inputs = (adapter.name, "seed/eft_eval")
+    return [adapter, _table(f"{REWARD_MODEL}/judgements", inputs, (), notebook)]
 
 
 def _beside(config: Config, arm: str, iteration: int, notebook: str = "") -> list[Step]:
@@ -317,6 +333,8 @@ def _judging(config: Config, policy: tuple[str, ...]) -> tuple[tuple[str, ...], 
     source, fixed = config.judge.source, config.arms.external_judge
     if source in (*SEEDED, "oracle"):
         return (), ("judge.source", *(("arms.oracle",) if source == "oracle" else ())), ()
+    if source == REWARD_MODEL:
+        return (f"{REWARD_MODEL}/adapter",), ("judge.source",), ()
     if source != "external":
         return policy, ("judge",), _rubric(config)
     model = _endpoint(fixed) or ("model",)
@@ -348,6 +366,7 @@ def _benchmarks(config: Config, models: list[str]) -> list[Step]:
 
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
     iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
+    judges = [*models, *frozen_judges(config, arms)]
     judged = tuple(f"{m}/judgements" for m in models)
     ways = tuple(f"{m}/ways" for m in models if judged_in_ways(config, m))
     answers = tuple(f"{m}/responses" for m in models)
@@ -372,8 +391,9 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     if config.eval.embedding_model:
         of, by = (*trained_on, *prompts, *pairs), ("eval.embedding_model",)
         embedded = (_table("embeddings", of, by, "14_data_distribution"),)
+    accuracy = ("seed/eft_eval", *(f"{m}/judgements" for m in judges), *own, *ways)
     metrics = [
-        ("reward_accuracy", ("seed/eft_eval", *judged, *own, *ways), (), "10_reward_accuracy"),
+        ("reward_accuracy", accuracy, (), "10_reward_accuracy"),
         ("length_drift", length, (), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
         ("benchmarks", (*answers, *(s.name for s in measured)), (), "13_benchmarks"),

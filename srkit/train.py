@@ -1,8 +1,9 @@
 """Training: supervised fine-tuning of LoRA adapters, and DPO that starts at and refers to M_t.
 
 `train_sft` makes the baseline and M1 from M0; `train_dpo` makes M(t+1) from M_t (paper sections
-2.1 and 2.4). Both run TRL's trainers on token ids made by srkit.models, so that training sees the
-tokens that generation sees. `preference_loss` is DPO's equation, tied to TRL's by a parity test.
+2.1 and 2.4); `train_reward` makes a frozen reward model, which the paper has none of. All run TRL's
+trainers on token ids made by srkit.models, so that training sees the tokens that generation sees.
+`preference_loss` is DPO's equation, tied to TRL's by a parity test.
 
 Surprising decisions:
 - M(t+1) starts as a copy of M_t's adapter, and a frozen copy of the same adapter is the reference.
@@ -13,7 +14,8 @@ Surprising decisions:
 - Batches are drawn at random; inside a batch the longest come first, so that what does not fit
   into memory shows at once. The update is the same.
 - TRL's trainers run the steps, but the loss is ours: `srkit.logps` computes a pair's prompt once,
-  and no logits of prompts. Parity tests compare loss and gradients with TRL's own trainers.
+  and no logits of prompts. Parity tests compare loss and gradients with TRL's own trainers. The
+  reward model's loss is TRL's own.
 - Adapters are trained in float32 even on a 4-bit base: TRL rounds them to bfloat16, which is
   coarser than the updates at the paper's learning rates.
 - A run that was killed goes on from its last whole checkpoint and ends with the same bytes.
@@ -35,7 +37,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,7 @@ from torch.nn import functional
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import use_adapter
 
 from srkit.config import SrkitError
@@ -66,6 +68,7 @@ from srkit.models import (
     placement,
     release,
     save_adapter,
+    with_reward_head,
 )
 from srkit.prompts import Conversation
 from srkit.study import derive_seed
@@ -189,6 +192,13 @@ def dpo_row(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> Row:
         "chosen_ids": encode_completion(tokenizer, pair.chosen, pair.chosen_finished),
         "rejected_ids": encode_completion(tokenizer, pair.rejected, pair.rejected_finished),
     }
+
+
+def reward_row(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> Row:
+    """The two conversations whole, as `chosen_ids` and `rejected_ids`; they share no prompt."""
+    row = dpo_row(tokenizer, pair)
+    sides = ("chosen_ids", "rejected_ids")
+    return {"prompt_ids": [], **{side: row["prompt_ids"] + row[side] for side in sides}}
 
 
 def loss_mask_table(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[tuple[str, bool]]:
@@ -335,13 +345,36 @@ def train_dpo(
     return _train(_Dpo, policy, rows, cfg, settings, folder, seed, len(pairs))
 
 
-def _new_adapter(base: torch.nn.Module, cfg: Model) -> PeftModel:
+def train_reward(
+    cfg: Model, pairs: Sequence[Preference], settings: Sft, folder: Path, seed: int
+) -> TrainingRun:
+    """Train a new adapter and a head on M0 to give the chosen response the higher reward.
+
+    The loss is TRL's: -log sigmoid(reward of chosen - reward of rejected), Bradley and Terry's
+    model of preferences, plus 0.01 times the mean of (their sum)^2, which holds the rewards about 0
+    (arXiv 2312.09244, eq. 2): differences alone would leave their level to chance.
+
+    Writes and resumes like `train_sft`; the head is in adapter_model.safetensors. Raises: SrkitError.
+    """
+    release()
+    base, tokenizer = load_base(cfg)
+    most = min(settings.max_tokens, context_of(base))
+    rows = _usable([reward_row(tokenizer, pair) for pair in pairs], most)
+    planned_steps(len(rows), settings)
+    seed = seed % 2**32
+    set_seed(seed)
+    model = _new_adapter(with_reward_head(base), cfg, "SEQ_CLS").eval()
+    policy = Policy(model, tokenizer, folder.name)
+    return _train(_Reward, policy, rows, cfg, settings, folder, seed, len(pairs))
+
+
+def _new_adapter(base: torch.nn.Module, cfg: Model, task: str = "CAUSAL_LM") -> PeftModel:
     config = LoraConfig(
         r=cfg.lora_rank,
         lora_alpha=cfg.lora_alpha,
         lora_dropout=cfg.lora_dropout,
         target_modules=cfg.lora_targets,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     try:
         model = get_peft_model(base, config)
@@ -443,7 +476,7 @@ def _train(
     )
     with _quiet_and_deterministic(), writing(folder), needed("training", advice):
         start = _adapter_values(policy.model)
-        with fast_training(policy.model):
+        with fast_training(policy.model) if kind is not _Reward else nullcontext():
             trainer = _trainer(kind, policy, rows, cfg, settings, folder, seed)
             _restore(policy.model, start)
             first_loss = _check_start(trainer, start) if kind is _Dpo else None
@@ -747,6 +780,37 @@ class _Dpo(_Local, DPOTrainer):
                 metrics[name].append(value)
         items = weights.sum() if num_items_in_batch is None else num_items_in_batch
         return (weights * loss).sum() / items
+
+
+class _Reward(_Local, RewardTrainer):
+    """Its rows are whole texts, with the prompt in both; the head reads a text's last token."""
+
+    config = RewardConfig
+    collate = None  # TRL's, which knows the padding
+
+    @staticmethod
+    def options(settings: Sft) -> Row:
+        return {"center_rewards_coefficient": 0.01, "disable_dropout": False}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.padded = self.data_collator  # TRL's: all chosen, then all rejected
+        self.data_collator = self._collate
+
+    def _collate(self, rows: list[Row]) -> Row:
+        rows, weights = _weighed(rows)
+        return self.padded(rows) | {"items": weights.sum()}
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Row, *_: Any, num_items_in_batch: torch.Tensor
+    ) -> torch.Tensor:
+        """TRL's mean over this micro-batch as its part of the mean over the whole batch's pairs."""
+        items = inputs.pop("items")
+        loss = super().compute_loss(model, inputs) * items / num_items_in_batch
+        seen = self._metrics["train"]
+        for name, ours in (("accuracy", "rewards/accuracies"), ("margin", "rewards/margins")):
+            seen[ours] += seen.pop(name)  # as DPO's are called
+        return loss
 
 
 @contextmanager

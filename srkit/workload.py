@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 from srkit import memory, prompts
 from srkit.config import Config, Dpo, Sft
 from srkit.judge import UNASKED
-from srkit.plan import Step
+from srkit.plan import REWARD_MODEL, Step
 from srkit.seed import SeedData, load
 from srkit.speed import Speed
 from srkit.study import Row, Study, kept
@@ -122,7 +123,10 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         return Work(basis=texts.basis)
     if last == "adapter":
         of = _dpo if "dpo" in step.settings else _positive if "/" in head else _sft
+        of = _reward if head == REWARD_MODEL else of
         found = of(config, texts, head)
+    elif last == "judgements" and f"{REWARD_MODEL}/adapter" in step.inputs:
+        found = _rewarded(config, texts, "iter-" in head)
     elif last == "judgements":
         found = _judging(config, texts, "iter-" in head)
     elif last in ("judgements_before", "anchor_judgements"):
@@ -192,6 +196,29 @@ def _dpo(config: Config, texts: Texts, model: str) -> Work:
     found = _trained(rows, config.dpo, most_rows=len(rows))
     length = min(longest, config.dpo.max_tokens)
     return replace(found, length=length, reference=sum(map(sum, rows)))
+
+
+def _reward(config: Config, texts: Texts, model: str) -> Work:
+    """One epoch of every pair of ranked responses, each a text of its own with the prompt."""
+    ranks: dict[str, list[Row]] = {}
+    for row in texts.eft:
+        ranks.setdefault(row["prompt_id"], []).append(row)
+    pairs = [(a, b) for rows in ranks.values() for a, b in combinations(rows, 2)]
+    lengths = [(0, sum(texts.tokens(r["prompt"], r["response"]) for r in pair)) for pair in pairs]
+    found = _trained(lengths, config.sft.model_copy(update={"epochs": 1.0}), most_rows=len(pairs))
+    longest = max(texts.tokens(row["prompt"], row["response"]) for row in texts.eft)
+    return replace(found, labelled=0, length=min(longest, config.sft.max_tokens))
+
+
+def _rewarded(config: Config, texts: Texts, own: bool) -> Work:
+    """Texts that are read once, one at a time; no rubric stands before them."""
+    if not own:
+        lengths = [texts.tokens(row["prompt"], row["response"]) for row in texts.eval]
+    else:
+        answer = texts.answer(config.candidates.max_tokens)
+        asked = [texts.tokens(prompt) for prompt in _new_prompts(config, texts)]
+        lengths = [length + answer for length in asked for _ in range(config.candidates.n)]
+    return _asked("score", 0, lengths, 1, 1, 0, 0)
 
 
 def _trained(rows: list[tuple[float, float]], settings: Sft | Dpo, most_rows: int) -> Work:

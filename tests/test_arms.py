@@ -205,6 +205,11 @@ def test_arms_go_through_their_steps_with_the_tiny_model(tmp_path, arms):
     assert set(table["reference"].dropna()) == {"M1"}
     prints = {model: study.fingerprint(model)["adapter_sha256"] for model in table.index}
     assert len(set(prints.values())) == len(prints), "every arm trains another model"
+    if "reward-model" in arms:
+        accuracy = metrics.table(study, "reward_accuracy", "accuracy").set_index("metric")
+        frozen = accuracy[accuracy["model"] == "reward-model"]
+        assert frozen.loc["pairwise_accuracy", "n"] > 0
+        assert frozen.loc["five_best", "n"] == 0, "its scores never reach the top of the scale"
     if "oracle" in arms:
         judged = {row["score"] for row in study.read("oracle/iter-1/judgements")}
         assert judged <= {0, 1, 2, 3, 4, 5}

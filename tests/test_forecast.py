@@ -269,6 +269,10 @@ def test_what_arms_share_or_a_program_judges_costs_nothing():
         assert (found[name].work.kind, found[name].seconds) == ("none", 0), name
     assert found["oracle/iter-2/candidates"].work.generated > 0
     assert found["external-judge/iter-1/judgements"].work.kind == "score"
+    frozen = found["reward-model/iter-1/judgements"].work
+    assert (frozen.kind, frozen.calls) == ("score", 160), "texts are read one at a time"
+    assert 0 < frozen.prompt < found["external-judge/iter-1/judgements"].work.prompt, "no rubric"
+    assert found["reward-model/adapter"].work.kind == "train"
     positive, paper = (found[f"{a}/M2/adapter"] for a in ("positive-only", "self-rewarding"))
     assert positive.work.reference == 0 < paper.work.reference, "SFT has no reference"
     # a quarter of 40 x 4 answers once, against both sides of 40 pairs twice

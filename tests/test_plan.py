@@ -116,7 +116,8 @@ def test_ift_only_has_no_m1():
 def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_else():
     config = resolve("tiny")
     together, alone = by_name(config, EVERY_ARM), [by_name(config, (arm,)) for arm in EVERY_ARM]
-    assert sum(name.endswith("/adapter") for name in together) == 2 + 2 * len(EVERY_ARM)
+    trained = sum(name.endswith("/adapter") for name in together)
+    assert trained == 2 + 2 * len(EVERY_ARM) + 1, "and the reward model"
     lent = {f"{PAPER_ARM}/iter-{t}/prompts" for t in (1, 2)}
     lent |= {f"{PAPER_ARM}/iter-1/{table}" for table in ("candidates", "judgements")}
     for arm, steps in zip(EVERY_ARM, alone, strict=True):
@@ -144,7 +145,7 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
            "length-penalty", "cream", "anchored", "meta-judge")),
         ("spin", "", set()),
         *((arm, "", {"1/prompts", "2/prompts", "1/candidates"}) for arm in
-          ("multiple-choice", "judged-once", "external-judge", "random-judge")),
+          ("multiple-choice", "judged-once", "external-judge", "random-judge", "reward-model")),
         ("two-candidates", "", {"1/prompts", "2/prompts"}),
         ("nll", "instruct.writer=current", {"1/prompts", "1/candidates", "1/judgements"}),
         ("ift-only", "", {"1/prompts", "2/prompts"}),
@@ -162,6 +163,17 @@ def test_a_table_is_shared_where_settings_and_model_are_equal(arm, overrides, co
     for name in copied:
         assert mine[name].same_as == f"{PAPER_ARM}/iter-{name}"
         assert mine[name].inputs == (mine[name].same_as,)
+
+
+@pytest.mark.parametrize("arm", [PAPER_ARM, "nll", "reward-model"])
+def test_the_reward_model_is_there_for_whatever_arm_asks_it(arm):
+    steps = by_name(resolve("tiny", "judge.source=reward-model"), (arm,))
+    assert steps["reward-model/adapter"].inputs == ("seed/eft",)
+    for t in (1, 2):
+        judged = steps[f"{arm}/iter-{t}/judgements"]
+        judged = steps[judged.same_as] if judged.same_as else judged
+        assert "reward-model/adapter" in judged.inputs
+        assert not any(name.endswith("M1/adapter") for name in judged.inputs)
 
 
 def test_a_judge_that_is_no_model_waits_for_none():

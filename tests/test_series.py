@@ -23,7 +23,8 @@ def calls(monkeypatch):
 def test_every_step_has_its_function(tmp_path, calls):
     settings = "sft.eft_targets=self eval.benchmarks=[piqa] eval.two_turn_questions=1 "
     settings += "eval.embedding_model=a/b"
-    study = Study.open(tmp_path / "s", "tiny", settings, "self-rewarding,ift-only,random-judge")
+    arms = "self-rewarding,ift-only,random-judge,reward-model"
+    study = Study.open(tmp_path / "s", "tiny", settings, arms)
     for name in study.steps:
         series.make_step(study, name)
     made = dict(zip(study.steps, calls, strict=True))

@@ -31,8 +31,8 @@ ARM_STYLE = {
     arm: {"colour": COLOURS[colour], "marker": marker}
     for arm, colour, marker in zip(
         ARMS,
-        (0, 5, 3, 0, 5, 4, 2, 2, 3, 6, 2, 0, 6, 5, 4, 4, 2, 1, 6),
-        "osDsoD^sooDDs^o^vPX",
+        (0, 5, 3, 0, 5, 4, 2, 2, 3, 6, 2, 0, 6, 5, 4, 4, 5, 2, 1, 6),
+        "osDsoD^sooDDs^o^vvPX",
         strict=True,
     )
 }
