@@ -302,6 +302,12 @@ class Eval(Section):
     )
     ways_prompts: PositiveInt = Field(190, description="held-out prompts they judge so, at most")
     ways_draws: PositiveInt = Field(11, description="judgements drawn per response, by a rubric")
+    refined_of: list[str] = Field(
+        [],
+        description="models that also refine their answers, and choose the best of N drafts for "
+        "the same tokens (srkit.self_refine); names as in ways_of; []: none",
+    )
+    refined_prompts: PositiveInt = Field(256, description="test prompts they do so for, at most")
     two_turn_questions: int = Field(
         0, ge=0, description="of the kit's 16 (srkit.two_turn), scored by the referee; 0: none"
     )
@@ -445,11 +451,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _ways_are_of_models_that_can_be(self) -> Config:
+    def _models_that_are_named_can_be(self) -> Config:
         mine = [f"M{t + 2}" for t in range(self.iterations)]
         legal = ["baseline", "M1", "last", *(f"{arm}/{name}" for arm in ARMS for name in mine)]
-        if wrong := [name for name in self.eval.ways_of if name not in legal]:
-            raise ValueError(f"eval.ways_of: {shown(wrong[0])}. {legal_names(wrong[0], legal)}")
+        for field in ("ways_of", "refined_of"):
+            named = getattr(self.eval, field)
+            if wrong := [name for name in named if name not in legal]:
+                raise ValueError(f"eval.{field}: {shown(wrong[0])}. {legal_names(wrong[0], legal)}")
         return self
 
     def for_arm(self, arm: str) -> Config:

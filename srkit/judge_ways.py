@@ -74,7 +74,8 @@ def make_ways(study: Study, model: str) -> list[Row]:
     return study.make_table(f"{model}/ways", CHUNKS, work, chunk=1, named=CHUNKS)
 
 
-def _policy(study: Study, model: str) -> Policy:
+def plain_policy(study: Study, model: str) -> Policy:
+    """A model of the study in plain transformers, whatever the study's engine is."""
     from srkit.models import open_policy, release
 
     if study.config.model.engine == "vllm":
@@ -82,7 +83,8 @@ def _policy(study: Study, model: str) -> Policy:
     return open_policy(study, model)
 
 
-def _engine(policy: Policy) -> Engine:
+def plain_engine(policy: Policy) -> Engine:
+    """The engine of such a policy, for any number of processes."""
     from srkit.generate import HfEngine
 
     return HfEngine(policy) if world() == 1 else Dealt(HfEngine(policy))
@@ -91,9 +93,9 @@ def _engine(policy: Policy) -> Engine:
 def _by_rubric(study: Study, model: str, way: str, rows: list[Row]) -> list[Row]:
     """Draws by either rubric, or the score expected under the probabilities of its digits."""
     (rubric, method), judge = RUBRICS[way], study.config.judge
-    policy = _policy(study, model)
+    policy = plain_policy(study, model)
     judged = judge_responses(
-        _engine(policy),
+        plain_engine(policy),
         rows,
         rubric,
         study.config.eval.ways_draws,
@@ -105,7 +107,7 @@ def _by_rubric(study: Study, model: str, way: str, rows: list[Row]) -> list[Row]
     )
     forced = [FORCED] if method == "expected" else []
     prompts = [[*judge_prompt(rubric, r["prompt"], r["response"]), *forced] for r in rows]
-    read = dict(zip((r["id"] for r in rows), _lengths(policy, prompts), strict=True))
+    read = dict(zip((r["id"] for r in rows), prompt_lengths(policy, prompts), strict=True))
     return [
         _row(j, way, j["score"], 0 if j["sample"] else read[j["response_id"]], j) for j in judged
     ]
@@ -113,12 +115,12 @@ def _by_rubric(study: Study, model: str, way: str, rows: list[Row]) -> list[Row]
 
 def _by_yes(study: Study, model: str, rows: list[Row]) -> list[Row]:
     """The probability of "Yes" among "Yes" and "No"."""
-    policy = _policy(study, model)
+    policy = plain_policy(study, model)
     prompts = [yes_no_prompt(row["prompt"], row["response"]) for row in rows]
-    yes, no = _engine(policy).score_options(prompts, [" Yes", " No"]).T  # (responses,)
+    yes, no = plain_engine(policy).score_options(prompts, [" Yes", " No"]).T  # (responses,)
     with np.errstate(over="ignore", invalid="ignore"):
         scores = 1 / (1 + np.exp(no - yes))
-    read = _lengths(policy, prompts)
+    read = prompt_lengths(policy, prompts)
     return [
         _row(row, "yes_no", score, length)
         for row, score, length in zip(rows, scores, read, strict=True)
@@ -127,7 +129,7 @@ def _by_yes(study: Study, model: str, rows: list[Row]) -> list[Row]:
 
 def _by_likelihood(study: Study, model: str, rows: list[Row]) -> list[Row]:
     made = []
-    for row, logp, tokens, read in _logps(_policy(study, model), rows):
+    for row, logp, tokens, read in _logps(plain_policy(study, model), rows):
         made += [_row(row, "likelihood_sum", logp, read)]
         made += [_row(row, "likelihood_mean", logp / tokens, read)]
     return made
@@ -139,7 +141,7 @@ def _by_implicit_reward(study: Study, model: str, rows: list[Row], before: list[
     reference = model_before(study.config, model)
     return [
         _row(row, "implicit_reward", _less(own[row["id"]], logp), 2 * read)
-        for row, logp, _, read in _logps(_policy(study, reference), rows)
+        for row, logp, _, read in _logps(plain_policy(study, reference), rows)
     ]
 
 
@@ -161,12 +163,13 @@ def _logps(policy: Policy, rows: list[Row]) -> list[tuple[Row, float, int, int]]
     scored = [found for part in parts for found in part]
     return [
         (row, logp, tokens, length + tokens)
-        for group, found, length in zip(groups, scored, _lengths(policy, asked), strict=True)
+        for group, found, length in zip(groups, scored, prompt_lengths(policy, asked), strict=True)
         for row, (logp, tokens) in zip(group, found, strict=True)
     ]
 
 
-def _lengths(policy: Policy, prompts: list[Conversation]) -> list[int]:
+def prompt_lengths(policy: Policy, prompts: list[Conversation]) -> list[int]:
+    """Tokens of each conversation, as the model reads it."""
     from srkit.models import encode_prompt
 
     return [len(encode_prompt(policy.tokenizer, prompt)) for prompt in prompts]

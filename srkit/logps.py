@@ -101,6 +101,15 @@ def fast_training(model: PeftModel) -> Iterator[None]:
             # TRL scores prompts too where there is no Triton, so that shapes stay fixed for Neuron.
             heads = {"_use_triton": lambda device: True, "_ChunkedLogProbFunction": _LogProbs}
             stack.enter_context(patch.multiple(trl.trainer.utils, **heads))
+        stack.enter_context(fast_layers(core))
+        yield
+
+
+@contextmanager
+def fast_layers(model: nn.Module) -> Iterator[None]:
+    """LoRA layers by oneDNN on a CPU, for a model that reads plain batches too."""
+    with ExitStack() as stack:
+        if model.device.type == "cpu":
             stack.enter_context(patch.object(LoraLinear, "forward", _lora_forward))
         yield
 

@@ -28,13 +28,14 @@ from srkit import (
     headtohead,
     health,
     length,
+    refine,
     reward_accuracy,
     strength,
     successors,
     ways,
 )
 from srkit.config import SrkitError
-from srkit.plan import frozen_judges, model_after, model_names
+from srkit.plan import arrived, frozen_judges, model_after, model_names, refines
 from srkit.study import Study
 from srkit.texts import column, prompt_sets, trained_texts, vectors
 
@@ -268,6 +269,64 @@ def make_breakdowns(study: Study) -> Tables:
 
     made = _make(study, "breakdowns", compute)
     return {name: _with_columns(table, breakdowns.TABLE) for name, table in made.items()}
+
+
+def make_refine(study: Study) -> Tables:
+    """Step `metrics/refine`: refined answers, the best of N, and the trained models side by side.
+
+    Tables: `ways`, `rounds`, `feedback`, `matches` (by the referee); empty unless `eval.refined_of`
+    names a model.
+    """
+
+    def compute() -> Tables:
+        options, prompts = _options(study), study.frame("seed/test_prompts")
+        oracle = constraints.parse(study.config.arms.oracle)
+        found = {model: _refined(study, model) for model in _refining(study)}
+        return {
+            "ways": refine.ways_table(found, prompts, oracle, **options),
+            "rounds": refine.rounds_table(found, prompts, oracle, **options),
+            "feedback": refine.feedback_table(found, **options),
+            "matches": refine.matches_table(found, **options),
+        }
+
+    made = _make(study, "refine", compute)
+    columns = {"ways": refine.ANSWERS, "rounds": refine.ROUNDS}
+    columns |= {"feedback": refine.FEEDBACK, "matches": refine.MATCHES}
+    return {name: _with_columns(table, columns[name]) for name, table in made.items()}
+
+
+def _refining(study: Study) -> list[str]:
+    return [model for model in models(study) if refines(study.config, model)]
+
+
+def _refined(study: Study, model: str) -> refine.Refined:
+    own = ("refined", "best_of", "refined_judgements", "refined_comparisons")
+    others = _tables(study, arrived(study.config, study.arms, model), "responses")
+    return refine.Refined(*(study.frame(f"{model}/{name}") for name in own), others)
+
+
+def refine_training(study: Study) -> pd.DataFrame:
+    """Tokens that training took from a refining model to the last of each arm: `refine.TRAINING`.
+
+    They are the manifest's: written (prompts, candidates, judgements) and trained on, in the
+    iterations between the two. What was read to judge was not counted there.
+    """
+    records, rows = study.records(), []
+    for of in _refining(study):
+        for way in arrived(study.config, study.arms, of):
+            arm, _, last = way.partition("/")
+            mine, _, number = of.rpartition("/M")
+            start = int(number) if mine == arm else 1
+            rounds = range(start, int(last[1:]))
+            tables = ("prompts", "candidates", "judgements")
+            drawn = [study.step(f"{arm}/iter-{t}/{name}") for t in rounds for name in tables]
+            spent = {"written": [step.same_as or step.name for step in drawn]}
+            spent["trained"] = [f"{arm}/M{t + 1}/adapter" for t in rounds]
+            rows.append({"of": of, "way": way} | {
+                kind: sum(records[name].get("tokens") or 0 for name in names if name in records)
+                for kind, names in spent.items()
+            })  # fmt: skip
+    return pd.DataFrame(rows, columns=list(refine.TRAINING))
 
 
 def make_ablations(study: Study) -> Tables:

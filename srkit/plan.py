@@ -26,6 +26,7 @@ REWARD_MODEL = "reward-model"  # the frozen one, by its name among the models; i
 SEED_MODELS = ("baseline", "M1")
 COMPARE = ("compare",)
 SEEDED = ("human", "seed")  # values of judge.source whose prompts are the seed's
+REFINING = "16_self_refine"
 WRITTEN_JUDGEMENT = (
     "judge.rubric",
     "judge.temperature",
@@ -98,12 +99,27 @@ def judge_before(config: Config, arm: str, iteration: int) -> str:
 
 def judged_in_ways(config: Config, model: str) -> bool:
     """Whether `eval.ways_of` names a model."""
+    return _names(config.eval.ways_of, config, model)
+
+
+def refines(config: Config, model: str) -> bool:
+    """Whether `eval.refined_of` names a model."""
+    return _names(config.eval.refined_of, config, model)
+
+
+def _names(named: list[str], config: Config, model: str) -> bool:
     last = model_after(config, PAPER_ARM, config.iterations)
-    return model in [last if name == "last" else name for name in config.eval.ways_of]
+    return model in [last if name == "last" else name for name in named]
+
+
+def arrived(config: Config, arms: tuple[str, ...], model: str) -> list[str]:
+    """The last model of each arm: those that a model's refined answers are compared with."""
+    last = [model_names(config.for_arm(arm), arm)[-1] for arm in arms]
+    return [name for name in last if name != model]
 
 
 def frozen_judges(config: Config, arms: tuple[str, ...]) -> list[str]:
-    """Judges of the held-out rankings beside the trained models: the reward model, if it is used."""
+    """Judges of the held-out rankings beside the models: the reward model, if an arm uses it."""
     used = {config.for_arm(arm).judge.source for arm in arms}
     return [REWARD_MODEL] if REWARD_MODEL in used else []
 
@@ -364,6 +380,33 @@ def _benchmarks(config: Config, models: list[str]) -> list[Step]:
     return steps
 
 
+def _refining(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
+    """Answers refined by the models that are to do so, the best of N, and who is better."""
+    written = ("judge.rubric", "judge.temperature", "judge.top_p", "judge.max_tokens")
+    judged = (*written, "judge.method", "judge.samples")
+    drawn = ("candidates.temperature", "candidates.top_p", "eval.max_tokens")
+    refined = ("eval.refined_prompts", "judge.max_tokens", *drawn)
+    compared = ("eval.referee", *_endpoint(config.eval.referee))
+    turns, rubric, steps = ("self_feedback", "self_refine"), _rubric(config), []
+    for model in (m for m in models if refines(config, m)):
+        own = (f"{model}/adapter", f"{model}/responses")
+        ways = (f"{model}/refined", f"{model}/best_of")
+        others = tuple(f"{name}/responses" for name in arrived(config, arms, model))
+        measured = (f"{model}/responses", *ways, *others)
+        tables = [
+            ("refined", own, refined, turns),
+            ("best_of", (*own, ways[0]), (*judged, *drawn), rubric),
+            ("refined_judgements", (own[0], *measured), judged, rubric),
+            ("refined_comparisons", (*measured, *_referee(config)), compared, COMPARE),
+        ]
+        more = {"arm": model.partition("/")[0] if "/" in model else PAPER_ARM}
+        steps += [
+            _table(f"{model}/{name}", inputs, settings, REFINING, wording=wording, **more)
+            for name, inputs, settings, wording in tables
+        ]
+    return steps
+
+
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
     iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
     judges = [*models, *frozen_judges(config, arms)]
@@ -386,7 +429,9 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         for t in range(1, config.iterations + 1)
         for step in _beside(config.for_arm(arm), arm, t)
     )
-    measured = _benchmarks(config, models)
+    measured, refining = _benchmarks(config, models), _refining(config, models, arms)
+    own_answers = tuple(dict.fromkeys(i for s in refining for i in (*s.inputs, s.name)))
+    refined = ("seed/test_prompts", *(i for i in own_answers if not i.endswith("/adapter")))
     embedded = ()
     if config.eval.embedding_model:
         of, by = (*trained_on, *prompts, *pairs), ("eval.embedding_model",)
@@ -404,6 +449,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
             "14_data_distribution",
         ),
         ("breakdowns", broken_down, (), "15_breakdowns"),
+        ("refine", refined, ("arms.oracle",), REFINING),
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
     ]
     adapters = tuple(f"{m}/adapter" for m in models if m not in SEED_MODELS)
@@ -421,5 +467,6 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
     drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
     inputs = (*(s.name for s in steps), *shown, *drifts)
-    report = Step("report", inputs, (), "30_report", ("report.html",))
-    return [browse, *measured, *embedded, *steps, report]
+    made = [browse, *measured, *embedded, *refining, *steps]
+    series = sorted(made, key=lambda step: step.notebook)
+    return [*series, Step("report", inputs, (), "30_report", ("report.html",))]

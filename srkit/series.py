@@ -23,6 +23,7 @@ from srkit import (
     pairs,
     reward_model,
     seed,
+    self_refine,
     sft,
     texts,
     two_turn,
@@ -50,6 +51,7 @@ OF_STUDY = {
     "metrics/benchmarks": metrics.make_benchmarks,
     "metrics/data_distribution": metrics.make_data_distribution,
     "metrics/breakdowns": metrics.make_breakdowns,
+    "metrics/refine": metrics.make_refine,
     "metrics/ablations": metrics.make_ablations,
     "metrics/rivals": metrics.make_rivals,
     "metrics/successors": metrics.make_successors,
@@ -76,6 +78,10 @@ OF_MODEL = {
     "ways": judge_ways.make_ways,
     "benchmarks": harness.make_benchmarks,
     "two_turn": two_turn.make_two_turn,
+    "refined": self_refine.make_refined,
+    "best_of": self_refine.make_best_of,
+    "refined_judgements": self_refine.make_refined_judgements,
+    "refined_comparisons": self_refine.make_refined_comparisons,
 }
 
 

@@ -37,7 +37,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ from trl.trainer.utils import use_adapter
 from srkit.config import SrkitError
 from srkit.disk import sync_files, write_atomically, writing
 from srkit.distributed import first, rank, share, together, world
-from srkit.logps import IGNORED, completion_logps, fast_training, pack
+from srkit.logps import IGNORED, completion_logps, fast_layers, fast_training, pack
 from srkit.memory import needed
 from srkit.models import (
     Policy,
@@ -354,7 +354,7 @@ def train_reward(
     model of preferences, plus 0.01 times the mean of (their sum)^2, which holds the rewards about 0
     (arXiv 2312.09244, eq. 2): differences alone would leave their level to chance.
 
-    Writes and resumes like `train_sft`; the head is in adapter_model.safetensors. Raises: SrkitError.
+    Writes and resumes like `train_sft`, the head with the adapter. Raises: SrkitError.
     """
     release()
     base, tokenizer = load_base(cfg)
@@ -476,7 +476,7 @@ def _train(
     )
     with _quiet_and_deterministic(), writing(folder), needed("training", advice):
         start = _adapter_values(policy.model)
-        with fast_training(policy.model) if kind is not _Reward else nullcontext():
+        with (fast_layers if kind is _Reward else fast_training)(policy.model):
             trainer = _trainer(kind, policy, rows, cfg, settings, folder, seed)
             _restore(policy.model, start)
             first_loss = _check_start(trainer, start) if kind is _Dpo else None

@@ -24,6 +24,7 @@ from srkit.config import Config, Dpo, Sft
 from srkit.judge import UNASKED
 from srkit.plan import REWARD_MODEL, Step
 from srkit.seed import SeedData, load
+from srkit.self_refine import DRAFTS, ROUNDS
 from srkit.speed import Speed
 from srkit.study import Row, Study, kept
 from srkit.two_turn import questions
@@ -125,6 +126,8 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         of = _dpo if "dpo" in step.settings else _positive if "/" in head else _sft
         of = _reward if head == REWARD_MODEL else of
         found = of(config, texts, head)
+    elif last in REFINING:
+        found = REFINING[last](config, texts, step)
     elif last == "judgements" and f"{REWARD_MODEL}/adapter" in step.inputs:
         found = _rewarded(config, texts, "iter-" in head)
     elif last == "judgements":
@@ -330,19 +333,88 @@ def _drifting(config: Config, texts: Texts, step: str) -> Work:
 
 def _comparing(config: Config, texts: Texts, step: Step) -> Work:
     """Both orders of every match; 32 matches a call."""
+    if step.name != "referee/comparisons":
+        return _matched(config, texts, texts.tests[: config.eval.compared_prompts] * _others(step))
+    firsts = list({r["prompt_id"]: r for r in texts.eval}.values())
+    return _compared(
+        texts, [texts.tokens(r["prompt"], 2 * r["response"], turn=False) for r in firsts]
+    )
+
+
+def _matched(config: Config, texts: Texts, tests: list[Row]) -> Work:
+    """Two answers to each of these prompts, compared."""
+    answers = 2 * texts.answer(config.eval.max_tokens)
+    return _compared(texts, [texts.tokens(r["prompt"], turn=False) + answers for r in tests])
+
+
+def _compared(texts: Texts, matched: list[float]) -> Work:
     wording = prompts.text("compare")
     shared = texts.tokens(wording.partition("$")[0])
     own = texts.tokens(wording.partition("$")[2], turn=False)
-    if step.name == "referee/comparisons":
-        firsts = list({r["prompt_id"]: r for r in texts.eval}.values())
-        matched = [texts.tokens(r["prompt"], 2 * r["response"], turn=False) for r in firsts]
-    else:
-        answers = 2 * texts.answer(config.eval.max_tokens)
-        rivals = sum(name.endswith("/responses") for name in step.inputs) - 1
-        tests = texts.tests[: config.eval.compared_prompts] * rivals
-        matched = [texts.tokens(r["prompt"], turn=False) + answers for r in tests]
     lengths = [own + length for length in matched for _ in range(2)]
     return _asked("score", shared, lengths, 64, 1, 0, 0)
+
+
+def _refined(config: Config, texts: Texts, step: Step) -> Work:
+    """Every round is taken to happen; a conversation is read anew with each turn."""
+    asked, answer, said = _to_refine(config, texts)
+    turns = [texts.tokens(prompts.text(name)) for name in ("self_feedback", "self_refine")]
+    lengths, talk = [], answer
+    for _ in range(ROUNDS):
+        for turn, reply in zip(turns, (said, answer), strict=True):
+            lengths += [prompt + talk + turn for prompt in asked]
+            talk += turn + reply
+    most = max(config.eval.max_tokens, config.judge.max_tokens)
+    return _asked("generate", 0, lengths, min(32, len(asked)), 1, (said + answer) / 2, most)
+
+
+def _best_of(config: Config, texts: Texts, step: Step) -> Work:
+    """As many tokens as refining took: what is not written is read to judge."""
+    spent = _refined(config, texts, step)
+    asked, answer, _ = _to_refine(config, texts)
+    prompt = _mean(asked)
+    rows = [{"prompt": "", "response": "x" * round(answer * texts.speed.characters)}]
+    judging = _judged(config, texts, rows, config.judge.samples, config.judge.method)
+    each = answer + judging.prompt + judging.generated + prompt
+    n = max(1, round((spent.prompt + spent.generated) / len(asked) / each))
+    lengths = [length for length in asked for _ in range(n)]
+    found = _asked("generate", 0, lengths, 32 * DRAFTS, 1, answer, config.eval.max_tokens)
+    read = found.prompt + len(lengths) * (judging.prompt + prompt)
+    return replace(found, prompt=read, generated=found.generated + len(lengths) * judging.generated)
+
+
+def _to_refine(config: Config, texts: Texts) -> tuple[list[float], float, float]:
+    """Tokens of the prompts, of an answer, of feedback: half of what is allowed."""
+    asked = [texts.tokens(r["prompt"]) for r in texts.tests[: config.eval.refined_prompts]]
+    return asked, texts.answer(config.eval.max_tokens), config.judge.max_tokens / 2
+
+
+def _refined_judged(config: Config, texts: Texts, step: Step) -> Work:
+    """All rounds, the best of N, and the answers of other models."""
+    tests = texts.tests[: config.eval.refined_prompts]
+    response = "x" * round(texts.answer(config.eval.max_tokens) * texts.speed.characters)
+    rows = [{"prompt": r["prompt"], "response": response} for r in tests]
+    rows *= ROUNDS + 2 + _others(step)
+    return _judged(config, texts, rows, config.judge.samples, config.judge.method)
+
+
+def _refined_compared(config: Config, texts: Texts, step: Step) -> Work:
+    """Each contestant against the one answer, the refined one against each other."""
+    pairs = 3 + 2 * _others(step)
+    tests = texts.tests[: config.eval.refined_prompts] * pairs
+    return _matched(config, texts, tests)
+
+
+def _others(step: Step) -> int:
+    return sum(name.endswith("/responses") for name in step.inputs) - 1
+
+
+REFINING = {
+    "refined": _refined,
+    "best_of": _best_of,
+    "refined_judgements": _refined_judged,
+    "refined_comparisons": _refined_compared,
+}
 
 
 def _two_turn(config: Config, texts: Texts, step: str) -> Work:

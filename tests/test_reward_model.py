@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from srkit import reward_model, train
 from srkit.config import Model, Sft, SrkitError
 from srkit.judge import judge_candidates, judge_held_out
 from srkit.models import (
-    Policy,
     encode_prompt,
     fingerprint,
     load_base,
@@ -182,7 +182,7 @@ def test_a_reward_as_a_score():
     assert scores == pytest.approx([2.5, 4.0, 0.0])
     assert reward_model.judgement(math.nan)["score"] is None
     found = [reward_model.judgement(x / 100)["score"] for x in range(-1500, 1501)]
-    assert all(low < high for low, high in zip(found, found[1:], strict=False)), "order is kept"
+    assert all(low < high for low, high in pairwise(found)), "order is kept"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def judged(study, make, monkeypatch) -> Study:
         asked.append(name)
         return policy
 
-    monkeypatch.setattr(judge_ways, "_policy", opened)
+    monkeypatch.setattr(judge_ways, "plain_policy", opened)
     study.asked, study.policy = asked, policy
     return study
 
