@@ -43,6 +43,7 @@ SIMPLE = {
 }
 MEASURES = ("judgements", "responses", "comparisons", "ways", "drift")
 WAYS = ("ways", "ways_costs")
+ROUNDS = ("rounds", "feedback")
 MATCHES = ("head_to_head", "referee_card")
 TOPICS = ("topics", "topic_drift")
 GAINS = ("gains", "tokens")
@@ -94,6 +95,11 @@ CAPTIONS = {
     "breakdown_expected_length": "Answers by the length that the prompt asks for, beside the "
     "paper's Fig. 11 (b).",
     "breakdown_judging": "Judging of the held-out rankings by task.",
+    "refine_or_train": "Refining an answer, choosing the best of N drafts for the same tokens, or "
+    "training on one's own scores: quality beside the tokens that a prompt takes, each measure "
+    "labelled by who gives it, and what training takes when so many prompts are answered.",
+    "refine_rounds": "Answers round by round of Self-Refine (feedback by the model itself, weights "
+    "unchanged), and what became of the feedback.",
     "ablations": "What each arm changes by its last iteration: against the model it started from, "
     "or, where the title does not say so, as it is. Full marks differ from the paper's arm (95 % "
     "interval of the paired difference without zero), hollow ones are not told from it. Squares "
@@ -124,6 +130,8 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
         _two, figures.prompt_topics, table, "data_distribution", *TOPICS
     )
     made["gain_per_token"] = partial(_two, figures.gain_per_token, table, "rivals", *GAINS)
+    made["refine_or_train"] = partial(refine_or_train, study)
+    made["refine_rounds"] = partial(_two, figures.refine_rounds, table, "refine", *ROUNDS)
     made["ablations"] = _drawing(figures.ablations, partial(ablation_outcomes, study))
     for label in breakdowns.LABELS:
         by_label = partial(figures.breakdown, label=label)
@@ -143,6 +151,13 @@ def _two(draw: Callable, table: Callable, analysis: str, main: str, beside: str)
     """A figure of two tables; the first one is its csv."""
     rows = table(analysis, main)
     return draw(rows, table(analysis, beside)), rows
+
+
+def refine_or_train(study: Study) -> Drawing:
+    """A figure of two tables and of the manifest, which says what training took."""
+    tables = metrics.make_refine(study)
+    rest = tables["matches"], metrics.refine_training(study)
+    return figures.refine_or_train(tables["ways"], *rest), tables["ways"]
 
 
 def _strengths(table: Callable) -> pd.DataFrame:

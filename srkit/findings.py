@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from srkit import ablations, benchmarks, metrics
+from srkit import ablations, benchmarks, metrics, refine
 from srkit.headtohead import MATCH
 from srkit.plan import PAPER_ARM
 from srkit.reward_accuracy import LENGTH_ALONE
@@ -47,6 +47,7 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_controls(wins["controls"]),
             *_arms(metrics.table(study, "ablations", "outcomes")),
         ],
+        "Is an answer refined worth what training is?": _refined(metrics.make_refine(study)),
         "What did training cost, and how far did it go?": [
             *_benchmarks(metrics.table(study, "benchmarks", "changes")),
             *_kl(metrics.kl_to_start(study)),
@@ -232,6 +233,27 @@ def _change(row: Row) -> str:
         return f"{100 * row['value']:+.1f} [{_interval(row, '+.1f')}, {n}]"
     ends = "no interval" if pd.isna(row["low"]) else f"{row['low']:+.2f}, {row['high']:+.2f}"
     return f"{row['value']:+.2f} [{ends}, {n}]"
+
+
+def _refined(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Each way to a better answer against one answer, and what became of the feedback."""
+    told = []
+    quality = tables["ways"][tables["ways"]["measure"].isin(refine.QUALITY)]
+    rows = quality[quality["against"] == refine.ONE]
+    for (of, way), part in rows.groupby(["of", "way"], sort=False):
+        each = [
+            f"{row['measure']} {_change(row | {'prompts': row['n']})}, "
+            + _against(row, 0, "higher", "lower", "no difference shown")
+            for row in part.dropna(subset="value").to_dict("records")
+        ]
+        name = way if "/" in way else f"{of}, {way}"
+        told.append(f"Answers of {name} against {refine.ONE} of {of}: {'; '.join(each)}.")
+    shown = ("feedback is empty", "feedback repeats the answer", "never stops")
+    for of, part in tables["feedback"].groupby("of", sort=False):
+        found = part[part["what"].isin(shown)].to_dict("records")
+        each = [f"{row['what']}: {row['count']} of {row['cases']} {row['unit']}" for row in found]
+        told.append(f"{of} criticising its own answers: {'; '.join(each)}.")
+    return told
 
 
 def _arms(table: pd.DataFrame) -> list[str]:

@@ -158,6 +158,8 @@ def ways_table(
         alone = table[table["way"] == ONE]
         for way, mine in table.groupby("way", sort=False):
             for measure, unit in MEASURES.items():
+                if measure == "drafts" and way != BEST:
+                    continue
                 labels = {"of": of, "way": way, "measure": measure, "unit": unit}
                 rows.append({**labels, "against": "", **_mean(mine, measure, unit, options)})
                 if way != ONE:
@@ -235,6 +237,19 @@ def amortised(ways: pd.DataFrame, training: pd.DataFrame, answered: Sequence[int
     table = table.merge(pd.DataFrame({"prompts": list(answered)}), how="cross")
     tokens = table["value"] + table["once"].fillna(0) / table["prompts"]
     return table.assign(tokens=tokens)[["of", "way", "prompts", "tokens"]]
+
+
+def breaks_even(ways: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
+    """After how many answered prompts a trained model, training included, has taken fewer tokens.
+
+    Than refining every answer. Columns: of, way, prompts; models that never do are left out.
+    """
+    means = ways[(ways["measure"] == "tokens") & (ways["against"] == "")]
+    refined = means[means["way"] == REFINED].set_index("of")["value"]
+    table = training.merge(means[["of", "way", "value"]], on=["of", "way"])
+    saved = table["of"].map(refined) - table["value"]
+    table = table.assign(prompts=(table["written"] + table["trained"]) / saved)
+    return table.loc[saved > 0, ["of", "way", "prompts"]]
 
 
 def _cases(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:

@@ -231,7 +231,7 @@ def best_of(
         for row in judged(new):
             drafts[row["prompt_id"]].append(row)
         spent = {name: prompt_read[name] + sum(map(_cost, drafts[name])) for name in open_}
-        open_ = [name for name in open_ if spent[name] <= budgets[name]]
+        open_ = [name for name in open_ if spent[name] < budgets[name]]
     return [
         row
         for name, rows in drafts.items()

@@ -2,7 +2,7 @@
 
 One function per figure of the paper or of the study, a module per question: `judging`, `ways`,
 `calibration`, `lengths`, `length_control`, `matches`, `controls`, `benchmarks`, `ablations`,
-`rivals`, `texts`, `groups`, `loop` and `signals`; how all of them look is in `style`.
+`rivals`, `texts`, `groups`, `loop`, `refine` and `signals`; how all of them look is in `style`.
 
     python -c "from srkit.figures import empty; empty('no pair was left').savefig('none.png')"
 """
@@ -22,6 +22,7 @@ from srkit.figures.lengths import (
 )
 from srkit.figures.loop import funnel_counts, iteration_funnel, training_curves
 from srkit.figures.matches import constraint_pass_rates, head_to_head, strengths
+from srkit.figures.refine import refine_or_train, refine_rounds
 from srkit.figures.rivals import gain_per_token
 from srkit.figures.signals import loop_signals
 from srkit.figures.style import empty, save
@@ -53,6 +54,8 @@ __all__ = [
     "loop_signals",
     "prompt_novelty",
     "prompt_topics",
+    "refine_or_train",
+    "refine_rounds",
     "reward_accuracy",
     "save",
     "score_and_length",
