@@ -338,6 +338,11 @@ class Arms(Section):
     external_judge: Literal["M0", "baseline", "M1", "endpoint"] = Field(
         "M0", description="the fixed judge of that arm; endpoint: the model of endpoint.model"
     )
+    external_method: Literal["score", "pairwise"] = Field(
+        "score",
+        description="pairwise: it compares a prompt's candidates two by two, each pair in both "
+        "orders (n (n - 1) questions for n); a score is the share won; score: by judge.method",
+    )
     positive_share: float = Field(
         0.25, gt=0, le=1, description="of the responses, for expected scores: no 5 is ever reached"
     )
@@ -447,6 +452,12 @@ class Config(Section):
             raise ValueError(
                 f"pairs.anchor={self.pairs.anchor} needs a judge of its answers, and "
                 f"judge.source={source} ranks those of the seed alone: leave one of them out"
+            )
+        compared = source == "external" and self.arms.external_method == "pairwise"
+        if self.pairs.anchor != "none" and compared:
+            raise ValueError(
+                f"pairs.anchor={self.pairs.anchor} needs scores of its answers, and "
+                "arms.external_method=pairwise only compares candidates: set it to score"
             )
         return self
 

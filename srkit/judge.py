@@ -3,7 +3,8 @@
 A judgement is a rationale and a last line `Score: n` (paper section 2.2 and Figure 2), drawn K
 times; a response's score is the mean of those that parse. The method `expected` asks instead for
 the score token's probabilities after a forced "Score:" and takes their mean: no rationale, one
-prefill, never unparsable (as d-RLAIF, arXiv 2309.00267, and G-Eval, arXiv 2303.16634).
+prefill, never unparsable (as d-RLAIF, arXiv 2309.00267, and G-Eval, arXiv 2303.16634). An external
+judge may be asked as RLAIF asks instead: which of two is better, in both orders (`pairwise`).
 
 Surprising decision: what does not parse has the score None. It is counted, never a number, and
 so can never become the rejected response.
@@ -22,7 +23,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -31,8 +32,15 @@ from srkit import human, reward_model
 from srkit.config import Judge, SrkitError, build
 from srkit.constraints import parse, points
 from srkit.engine import Engine, Sampling, open_engine
-from srkit.plan import PAPER_ARM, REWARD_MODEL, SEEDED
-from srkit.prompts import SCALES, SCORE_STOP, judge_prompt, judgement_text, parse_score
+from srkit.plan import PAPER_ARM, REWARD_MODEL, SEEDED, compares
+from srkit.prompts import (
+    SCALES,
+    SCORE_STOP,
+    compare_prompt,
+    judge_prompt,
+    judgement_text,
+    parse_score,
+)
 from srkit.reading import require_rows
 from srkit.study import Row, Study, derive_seed, kept
 
@@ -41,7 +49,8 @@ if TYPE_CHECKING:
 
 PLAIN = ("prompt_id", "response_id", "prompt", "response")  # what `judge_responses` reads
 UNASKED = ("random", *SEEDED, "oracle")  # no model is asked
-ONCE = ("expected", *SEEDED, "oracle", REWARD_MODEL)  # another draw would say the same
+# another draw of these would say the same
+ONCE = ("expected", "pairwise", *SEEDED, "oracle", REWARD_MODEL)
 
 # --- EFT targets: what M1 learns to write --------------------------------------------------------
 
@@ -223,10 +232,14 @@ def make_judgements(
     if model == REWARD_MODEL:
         method = REWARD_MODEL
 
-    def work(part: Sequence[Row], _: list[Row]) -> list[Row]:
-        return draw_judgements(study, step, model, part, settings, samples, method)
+    def work(part: Sequence[list[Row]], _: list[Row]) -> list[Row]:
+        rows = [row for group in part for row in group]
+        return draw_judgements(study, step, model, rows, settings, samples, method)
 
-    return study.make_table(step, responses, work, chunk=settings.chunk)
+    if method == "pairwise":  # a prompt's responses are judged together
+        groups = list(by(responses, "prompt_id").values())
+        return study.make_table(step, groups, work, chunk=max(1, settings.chunk // len(groups[0])))
+    return study.make_table(step, [[row] for row in responses], work, chunk=settings.chunk)
 
 
 def draw_judgements(
@@ -270,10 +283,11 @@ def _rows(responses: Sequence[Row], drawn: list[list[Row]]) -> list[Row]:
 
 
 def _prompts(part: Sequence[Row], settings: Judge) -> list:
-    return [
-        judge_prompt(settings.rubric, row["prompt"], row.get("response", row.get("text")))
-        for row in part
-    ]
+    return [judge_prompt(settings.rubric, row["prompt"], _text_of(row)) for row in part]
+
+
+def _text_of(response: Row) -> str:
+    return response.get("response", response.get("text"))
 
 
 def _sampled_scores(engine: Engine, part, seeds, settings: Judge) -> list[list[Row]]:
@@ -314,7 +328,33 @@ def _expected_scores(engine: Engine, part, seeds, settings: Judge) -> list[list[
     ]
 
 
-_ASKED = {"expected": _expected_scores, "sampled": _sampled_scores}
+def _pairwise_scores(engine: Engine, part, seeds, settings: Judge) -> list[list[Row]]:
+    """Five times the share of a prompt's other responses that a response is preferred to.
+
+    Each two are compared in both orders by the probability of "A" against "B" (RLAIF, arXiv
+    2309.00267, section 3.1), so that a constant preference for a place favours neither.
+    """
+    pairs = [
+        two for rows in by(part, "prompt_id").values() for two in permutations(rows, 2)
+    ]  # (comparisons,), each two twice
+    prompts = [compare_prompt(a["prompt"], *(_text_of(row) for row in (a, b))) for a, b in pairs]
+    logs = engine.score_options(prompts, [" A", " B"]) if pairs else np.zeros((0, 2))
+    won: dict[str, list[float]] = defaultdict(list)
+    for (first, second), odds in zip(pairs, logs[:, 0] - logs[:, 1], strict=True):
+        if math.isfinite(odds):
+            share = (1 + math.tanh(odds / 2)) / 2  # sigmoid
+            won[first["id"]].append(share)
+            won[second["id"]].append(1 - share)
+    scores = [won[row["id"]] for row in part]
+    means = [round(5 * math.fsum(s) / len(s), 6) if s else None for s in scores]
+    return [[{"text": None, "score": s, "tokens": 0, "truncated": False}] for s in means]
+
+
+_ASKED = {
+    "expected": _expected_scores,
+    "sampled": _sampled_scores,
+    "pairwise": _pairwise_scores,
+}
 
 
 def _unasked(study: Study, method: str, part, seeds, settings: Judge) -> list[list[Row]]:
@@ -343,7 +383,8 @@ def judge_candidates(study: Study, arm: str, iteration: int) -> list[Row]:
     if judge == REWARD_MODEL:
         reward_model.make_reward_model(study)
         judge_held_out(study, REWARD_MODEL)
-    return make_judgements(study, f"{folder}/judgements", judge, responses)
+    method = "pairwise" if compares(study.config.for_arm(arm)) else None
+    return make_judgements(study, f"{folder}/judgements", judge, responses, method=method)
 
 
 def judge_anchors(study: Study, arm: str, iteration: int) -> list[Row]:

@@ -309,7 +309,8 @@ def refine_training(study: Study) -> pd.DataFrame:
     """Tokens that training took from a refining model to the last of each arm: `refine.TRAINING`.
 
     They are the manifest's: written (prompts, candidates, judgements) and trained on, in the
-    iterations between the two. What was read to judge was not counted there.
+    iterations between the two; a frozen reward model's training belongs to its arm. What was read
+    to judge was not counted there.
     """
     records, rows = study.records(), []
     for of in _refining(study):
@@ -322,6 +323,7 @@ def refine_training(study: Study) -> pd.DataFrame:
             drawn = [study.step(f"{arm}/iter-{t}/{name}") for t in rounds for name in tables]
             spent = {"written": [step.same_as or step.name for step in drawn]}
             spent["trained"] = [f"{arm}/M{t + 1}/adapter" for t in rounds]
+            spent["trained"] += [f"{m}/adapter" for m in frozen_judges(study.config, (arm,))]
             rows.append({"of": of, "way": way} | {
                 kind: sum(records[name].get("tokens") or 0 for name in names if name in records)
                 for kind, names in spent.items()

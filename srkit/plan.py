@@ -124,6 +124,11 @@ def frozen_judges(config: Config, arms: tuple[str, ...]) -> list[str]:
     return [REWARD_MODEL] if REWARD_MODEL in used else []
 
 
+def compares(config: Config) -> bool:
+    """Whether an arm's candidates are compared two by two instead of scored one by one."""
+    return config.judge.source == "external" and config.arms.external_method == "pairwise"
+
+
 def shares(config: Config, arm: str, iteration: int, table: str) -> bool:
     """Whether an arm uses the `prompts`, `candidates` or `judgements` of the paper's arm.
 
@@ -354,7 +359,10 @@ def _judging(config: Config, policy: tuple[str, ...]) -> tuple[tuple[str, ...], 
     if source != "external":
         return policy, ("judge",), _rubric(config)
     model = _endpoint(fixed) or ("model",)
-    return _adapter_of(fixed), ("judge", "arms.external_judge", *model), _rubric(config)
+    settings = ("judge", "arms.external_judge", *model)
+    if compares(config):
+        return _adapter_of(fixed), (*settings, "arms.external_method"), COMPARE
+    return _adapter_of(fixed), settings, _rubric(config)
 
 
 def _benchmarks(config: Config, models: list[str]) -> list[Step]:

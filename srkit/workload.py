@@ -22,7 +22,7 @@ from pathlib import Path
 from srkit import memory, prompts
 from srkit.config import Config, Dpo, Sft
 from srkit.judge import UNASKED
-from srkit.plan import REWARD_MODEL, Step
+from srkit.plan import REWARD_MODEL, Step, compares
 from srkit.seed import SeedData, load
 from srkit.self_refine import DRAFTS, ROUNDS
 from srkit.speed import Speed
@@ -243,6 +243,11 @@ def _judging(config: Config, texts: Texts, own: bool, draws: int = 0) -> Work:
         return _judged(config, texts, texts.eval, config.eval.judge_samples, config.judge.method)
     if config.judge.source in UNASKED and not draws:
         return Work()
+    if compares(config) and not draws:
+        answers = 2 * texts.answer(config.candidates.max_tokens)
+        both = [texts.tokens(p, turn=False) + answers for p in _new_prompts(config, texts)]
+        n = config.candidates.n
+        return _compared(texts, [length for length in both for _ in range(n * (n - 1) // 2)])
     rows = [{"prompt": p, "response": _answer(config, texts)} for p in _new_prompts(config, texts)]
     rows = [row for row in rows for _ in range(config.candidates.n)]
     if draws:

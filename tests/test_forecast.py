@@ -269,6 +269,11 @@ def test_what_arms_share_or_a_program_judges_costs_nothing():
         assert (found[name].work.kind, found[name].seconds) == ("none", 0), name
     assert found["oracle/iter-2/candidates"].work.generated > 0
     assert found["external-judge/iter-1/judgements"].work.kind == "score"
+    pairwise = resolve("cpu", "arms.external_method=pairwise")
+    arm = ("external-judge",)
+    compared = {f.step: f for f in module.forecast(pairwise, arm, here=LAPTOP, speed=RATES)}
+    # 6 pairs of 4 candidates in both orders, to 40 prompts, 64 a call
+    assert compared["external-judge/iter-1/judgements"].work.calls == math.ceil(40 * 6 * 2 / 64)
     frozen = found["reward-model/iter-1/judgements"].work
     assert (frozen.kind, frozen.calls) == ("score", 160), "texts are read one at a time"
     assert 0 < frozen.prompt < found["external-judge/iter-1/judgements"].work.prompt, "no rubric"
@@ -294,6 +299,25 @@ def test_what_the_arms_of_later_methods_ask_beside_the_papers():
     taught, plain = (found[f"{arm}/M2/adapter"] for arm in ("meta-judge", "nll"))
     assert taught.trained > 2 * plain.trained, "pairs of judgements have long prompts"
     assert taught.length > plain.length
+
+
+def test_refining_reads_a_conversation_anew_with_each_turn():
+    config = resolve("cpu", "eval.refined_of=[M1] eval.refined_prompts=10")
+    steps = {s.name: s for s in module.plan(config)}
+    texts = workload.Texts(config, RATES)
+
+    def work(name):
+        return workload.work_of(steps[f"M1/{name}"], config, texts)
+
+    answer, said = texts.answer(80), 28
+    refined, best = work("refined"), work("best_of")
+    assert refined.generated == pytest.approx(10 * 4 * (answer + said))
+    assert refined.prompt > 8 * 10 * answer
+    spent = (refined.prompt + refined.generated) / 10
+    assert best.prompt + best.generated == pytest.approx(10 * spent, rel=0.2), "the same tokens"
+    one = workload.work_of(steps["M1/responses"], config, texts).prompt / len(texts.tests)
+    assert work("refined_judgements").prompt > 10 * 7 * one, "five rounds, a best, a rival"
+    assert work("refined_comparisons").calls == math.ceil(5 * 10 * 2 / 64)
 
 
 def test_a_model_is_opened_once_for_steps_in_a_row():

@@ -352,6 +352,34 @@ def test_an_external_judge_is_a_fixed_model(candidates, engine, judge):
     assert adapters == ({f"{judge}/adapter"} if judge != "M0" else set())
 
 
+def test_an_external_judge_may_compare_candidates_two_by_two(candidates, engine):
+    """It prefers later candidates, and whatever stands first: the latter cancels."""
+    settings = "judge.chunk=3 arms.external_method=pairwise judge.method=sampled"
+
+    def odds(content, option):
+        places = {name: content.find(name) for name in ("a00", "a01", "a02", "a10", "a11", "a12")}
+        first, second = sorted((n for n, i in places.items() if i >= 0), key=places.get)
+        return math.log(3) * (int(first[2]) - int(second[2])) + 5.0 if option == " A" else 0.0
+
+    engine.score = odds
+    rows = judge_candidates(candidates(settings, arm="external-judge"), "external-judge", 1)
+    assert len(engine.calls) == 2, "a prompt's three candidates in each chunk"
+    assert [len(call[1]) for call in engine.calls] == [6, 6], "both orders of three pairs"
+    scores = [row["score"] for row in rows]
+    assert scores[0] < scores[1] == 2.5 < scores[2], "the middle one wins half"
+    assert scores[0] + scores[2] == pytest.approx(5)
+    share = [1 / (1 + math.exp(-(k * math.log(3) + sign * 5))) for k in (1, 2) for sign in (1, -1)]
+    assert scores[2] == pytest.approx(5 * sum(share) / 4, abs=1e-6)
+    assert scores[3:] == scores[:3]
+
+
+def test_comparisons_without_an_answer_are_no_score(candidates, engine):
+    engine.score = lambda content, option: math.nan if "a01" in content else 0.0
+    settings = "arms.external_method=pairwise"
+    rows = judge_candidates(candidates(settings, arm="external-judge"), "external-judge", 1)
+    assert [row["score"] for row in rows] == [2.5, None, 2.5, 2.5, 2.5, 2.5]
+
+
 def test_held_out_rankings_have_their_own_k(study, make, engine):
     new = Study.open(study.path, overrides="judge.method=sampled eval.judge_samples=2", change=True)
     engine.reply = lambda content, seed: f"Score: {seed % 6}"

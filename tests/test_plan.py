@@ -27,7 +27,7 @@ VARIATIONS = [
     "instruct.writer=current",
     "eval.referee=M0",
     "eval.referee=baseline",
-    "eval.benchmarks=[piqa] eval.two_turn_questions=2",
+    "eval.benchmarks=[piqa] eval.two_turn_questions=2 eval.refined_of=[M1,last]",
     "eval.referee=endpoint instruct.writer=endpoint endpoint.url=http://a/v1 endpoint.model=m",
 ]
 

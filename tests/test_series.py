@@ -22,7 +22,7 @@ def calls(monkeypatch):
 
 def test_every_step_has_its_function(tmp_path, calls):
     settings = "sft.eft_targets=self eval.benchmarks=[piqa] eval.two_turn_questions=1 "
-    settings += "eval.embedding_model=a/b"
+    settings += "eval.embedding_model=a/b eval.refined_of=[M1,random-judge/M2]"
     arms = "self-rewarding,ift-only,random-judge,reward-model"
     study = Study.open(tmp_path / "s", "tiny", settings, arms)
     for name in study.steps:
@@ -35,6 +35,9 @@ def test_every_step_has_its_function(tmp_path, calls):
     judged = made["random-judge/iter-2/judgements"]
     assert judged == ("OF_ITERATION", "judgements", ("random-judge", 2))
     assert made["ift-only/M2/adapter"] == ("OF_ITERATION", "adapter", ("ift-only", 1))
+    assert made["random-judge/M2/refined"] == ("OF_MODEL", "refined", ("random-judge/M2",))
+    assert made["reward-model/adapter"] == ("OF_STUDY", "reward-model/adapter", ())
+    assert made["reward-model/judgements"] == ("OF_MODEL", "judgements", ("reward-model",))
     assert made["report"] == ("OF_STUDY", "report", ())
     assert {call[:2] for call in calls} == {
         (table, key)
