@@ -23,7 +23,7 @@ def calls(monkeypatch):
 def test_every_step_has_its_function(tmp_path, calls):
     settings = "sft.eft_targets=self eval.benchmarks=[piqa] eval.two_turn_questions=1 "
     settings += "eval.embedding_model=a/b eval.refined_of=[M1,random-judge/M2]"
-    arms = "self-rewarding,ift-only,random-judge,reward-model"
+    arms = "self-rewarding,ift-only,cream,anchored,meta-judge,random-judge,reward-model"
     study = Study.open(tmp_path / "s", "tiny", settings, arms)
     for name in study.steps:
         series.make_step(study, name)
