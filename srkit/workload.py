@@ -248,7 +248,8 @@ def _judging(config: Config, texts: Texts, own: bool, draws: int = 0) -> Work:
         both = [texts.tokens(p, turn=False) + answers for p in _new_prompts(config, texts)]
         n = config.candidates.n
         return _compared(texts, [length for length in both for _ in range(n * (n - 1) // 2)])
-    rows = [{"prompt": p, "response": _answer(config, texts)} for p in _new_prompts(config, texts)]
+    answer = _answer(config, texts)
+    rows = [{"prompt": p, "response": answer} for p in _new_prompts(config, texts)]
     rows = [row for row in rows for _ in range(config.candidates.n)]
     if draws:
         return _written(config, texts, rows, draws)
