@@ -131,7 +131,7 @@ def test_the_figures_say_who_judges_and_how_many(tables):
         "Win rate against one answer\nreferee M0, n = 2",
     ]
     below = " ".join(figure.get_supxlabel().split())
-    assert "x/M2 from 10 prompts on" in below
+    assert "x/M2 from prompt 10 on" in below
     assert "8 %" in below
     (won,) = [line for line in figure.axes[3].lines if line.get_marker() == "s"]
     assert won.get_ydata().tolist() == [1.0]

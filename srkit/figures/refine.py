@@ -7,6 +7,8 @@ Drawn from a study's tables by:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -173,7 +175,7 @@ def _amortised(axes: Axes, table: pd.DataFrame, training: pd.DataFrame, looks: d
 def _crossing(table: pd.DataFrame, training: pd.DataFrame) -> str:
     """From how many prompts on a trained model has taken fewer tokens than refining."""
     found = refine.breaks_even(table, training)
-    told = [f"{row.way} from {row.prompts:,.0f} prompts on" for row in found.itertuples()]
+    told = [f"{row.way} from prompt {math.ceil(row.prompts):,} on" for row in found.itertuples()]
     if not told:
         return ""
     return (
