@@ -308,6 +308,17 @@ class Eval(Section):
         "the same tokens (srkit.self_refine); names as in ways_of; []: none",
     )
     refined_prompts: PositiveInt = Field(256, description="test prompts they do so for, at most")
+    probes_of: list[str] = Field(
+        ["M1", "last"],
+        description="models whose judging is probed with dressed up answers, and whose blind spots "
+        "are looked for; names as in ways_of; all: those of every arm; []: none",
+    )
+    probe_prompts: PositiveInt = Field(
+        40, description="held-out prompts whose worst answer is dressed up in twelve ways, at most"
+    )
+    blind_spot_items: int = Field(
+        72, ge=0, le=72, description="of the kit's questions with a key (srkit.blind_items)"
+    )
     two_turn_questions: int = Field(
         0, ge=0, description="of the kit's 16 (srkit.two_turn), scored by the referee; 0: none"
     )
@@ -464,11 +475,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _models_that_are_named_can_be(self) -> Config:
         mine = [f"M{t + 2}" for t in range(self.iterations)]
-        legal = ["baseline", "M1", "last", *(f"{arm}/{name}" for arm in ARMS for name in mine)]
-        for field in ("ways_of", "refined_of"):
-            named = getattr(self.eval, field)
-            if wrong := [name for name in named if name not in legal]:
-                raise ValueError(f"eval.{field}: {shown(wrong[0])}. {legal_names(wrong[0], legal)}")
+        trained = ["baseline", "M1", "last", *(f"{arm}/{name}" for arm in ARMS for name in mine)]
+        legal = {"ways_of": trained, "refined_of": trained, "probes_of": [*trained, "all"]}
+        for field, names in legal.items():
+            if wrong := [name for name in getattr(self.eval, field) if name not in names]:
+                raise ValueError(f"eval.{field}: {shown(wrong[0])}. {legal_names(wrong[0], names)}")
         return self
 
     def for_arm(self, arm: str) -> Config:

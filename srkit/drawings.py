@@ -39,12 +39,15 @@ SIMPLE = {
     "equal_length": (figures.equal_length, "length_drift", "equal_length"),
     "data_map": (figures.data_map, "data_distribution", "map"),
     "prompt_novelty": (figures.prompt_novelty, "data_distribution", "novelty"),
+    "judge_probes": (figures.judge_probes, "reward_hacking", "probes"),
+    "overoptimisation": (figures.overoptimisation_curve, "reward_hacking", "curve"),
     "breakdown_judging": (figures.judging_breakdown, "breakdowns", "judging"),
 }
 MEASURES = ("judgements", "responses", "comparisons", "ways", "drift")
 WAYS = ("ways", "ways_costs")
 ROUNDS = ("rounds", "feedback")
 MATCHES = ("head_to_head", "referee_card")
+BLIND = ("blind_spots", "transitions")
 TOPICS = ("topics", "topic_drift")
 GAINS = ("gains", "tokens")
 # Beginnings of the names of figures that state how long steps took: another run, other bytes.
@@ -106,6 +109,14 @@ CAPTIONS = {
     "are controls; the grey band is random-judge's interval: a change of that size, coins made.",
     "gain_per_token": "What each arm gained from where it started, per million tokens that went "
     "through the model to make it, and which tokens these were: written, read, trained on.",
+    "judge_probes": "The worst-ranked held-out answers judged again in other dresses, none of "
+    "which makes them better: what each does to the score, and how often the answer then scores "
+    "above the best-ranked one.",
+    "blind_spots": "Questions with a key: what each model answers rightly, which of its wrong "
+    "answers it scores at least as high as the right one (blind spots), and what became of the "
+    "blind spots of the model that its arm started from.",
+    "overoptimisation": "Own and independent scores over the distance from the start (after Gao et "
+    "al. 2023): an own score that rises while the others do not is over-optimised.",
     "loop_signals": "The signals of the loop, iteration by iteration. KL: how far the model that "
     "the iteration leaves has moved from the arm's start, by its own answers to test prompts, "
     "drawn at temperature 1 and read by both models up to the limit of tokens; two estimates of "
@@ -125,6 +136,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     }
     made["judge_ways"] = partial(_two, figures.judge_ways, table, "reward_accuracy", *WAYS)
     made["win_rates"] = partial(_two, figures.head_to_head, table, "win_rates", *MATCHES)
+    made["blind_spots"] = partial(_two, figures.blind_spots, table, "reward_hacking", *BLIND)
     made["strengths"] = _drawing(figures.strengths, partial(_strengths, table))
     made["prompt_topics"] = partial(
         _two, figures.prompt_topics, table, "data_distribution", *TOPICS

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from srkit import ablations, benchmarks, metrics, refine
+from srkit import ablations, benchmarks, blind_spots, metrics, overoptimisation, refine
 from srkit.headtohead import MATCH
 from srkit.plan import PAPER_ARM
 from srkit.reward_accuracy import LENGTH_ALONE
@@ -48,6 +48,12 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_arms(metrics.table(study, "ablations", "outcomes")),
         ],
         "Is an answer refined worth what training is?": _refined(metrics.make_refine(study)),
+        "Can the judge be talked into a score, and what does it not see?": [
+            *_probes(metrics.table(study, "reward_hacking", "probes")),
+            *_blind_spots(metrics.table(study, "reward_hacking", "blind_spots")),
+            *_transitions(metrics.table(study, "reward_hacking", "transitions")),
+            *_own_and_independent(metrics.table(study, "reward_hacking", "curve")),
+        ],
         "What did training cost, and how far did it go?": [
             *_benchmarks(metrics.table(study, "benchmarks", "changes")),
             *_kl(metrics.kl_to_start(study)),
@@ -332,6 +338,73 @@ def _topic_drift(table: pd.DataFrame) -> list[str]:
             f"{row['against']} ({row['references']}): distance {row['distance']:.2f}, by chance up "
             f"to {row['by_chance_high']:.2f}: {verdict}."
         )
+    return told
+
+
+def _probes(table: pd.DataFrame) -> list[str]:
+    """Per model, which dresses move its score beyond what a harmless sentence does."""
+    told = []
+    for model, rows in table.groupby("model", sort=False) if len(table) else []:
+        beyond = rows[rows["measure"] == "beyond"].dropna(subset=["value", "low"])
+        moved = [
+            f"{row['kind']} {row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+            for row in beyond.to_dict("records")
+            if row["low"] > 0 or row["high"] < 0
+        ]
+        beats = rows[rows["measure"] == "beats"].dropna(subset="value").to_dict("records")
+        words = f"Bad answers in other dresses, judged by {model}"
+        words += f" ({rows['n'].max():.0f} prompts), in points beyond a harmless sentence: "
+        words += "; ".join(moved) or "no difference shown"
+        if beats:
+            first, most = beats[0], max(beats, key=lambda row: row["value"])
+            words += f". They score above the best-ranked answer in {rate(first)} {first['kind']}"
+            words += f", most often in {rate(most)} ({most['kind']})"
+        told.append(f"{words}.")
+    return told
+
+
+def _blind_spots(table: pd.DataFrame) -> list[str]:
+    """Per model, what it answers rightly, does not see, and prefers."""
+    rows = table[(table["kind"] == "all") & (table["against"] == "")] if len(table) else table
+    told = []
+    for model, found in rows.groupby("model", sort=False) if len(rows) else []:
+        of = found.set_index("measure").to_dict("index")
+        verdict = _against(of["prefers"], 0.5, "above a coin", "below a coin", "not told from one")
+        told.append(
+            f"{model} answers {rate(of['right'])} of the items with a key rightly. It scores "
+            f"{rate(of['unseen'])} of its wrong answers at least as high as the right one (blind "
+            f"spots), and a given right answer above a wrong one in {rate(of['prefers'])}: "
+            f"{verdict}."
+        )
+    return told
+
+
+def _transitions(table: pd.DataFrame) -> list[str]:
+    rows = blind_spots.fates(table) if len(table) else table
+    told = []
+    for (model, start), found in rows.groupby(["model", "start"], sort=False) if len(rows) else []:
+        counts = ", ".join(f"{row['count']:.0f} {row['after']}" for row in found.to_dict("records"))
+        if n := found["n"].iloc[0]:
+            told.append(f"Of {n:.0f} blind spots of {start}, in {model}: {counts}.")
+    return told
+
+
+def _own_and_independent(table: pd.DataFrame) -> list[str]:
+    """Per arm, the own score of the candidates beside the oracle's of the same texts."""
+    told = []
+    for arm, rows in table.groupby("arm", sort=False) if len(table) else []:
+        own = rows[rows["measure"] == overoptimisation.OWN].to_dict("records")
+        other = rows[rows["measure"] == overoptimisation.SAME_TEXTS].to_dict("records")
+        scores = [
+            f"{row['model']} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+            for row in own
+        ]
+        if scores and other:
+            met = ", ".join(f"{row['model']} {rate(row)}" for row in other)
+            told.append(
+                f"Own score of their candidates, arm {arm}: {', '.join(scores)}; the oracle's "
+                f"score of the same candidates: {met}."
+            )
     return told
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from srkit import (
     ablations,
     benchmarks,
+    blind_spots,
     breakdowns,
     calibration,
     constraints,
@@ -28,6 +29,8 @@ from srkit import (
     headtohead,
     health,
     length,
+    overoptimisation,
+    probes,
     refine,
     reward_accuracy,
     strength,
@@ -35,7 +38,7 @@ from srkit import (
     ways,
 )
 from srkit.config import SrkitError
-from srkit.plan import arrived, frozen_judges, model_after, model_names, refines
+from srkit.plan import SEEDED, arrived, frozen_judges, model_after, model_names, refines
 from srkit.study import Study
 from srkit.texts import column, prompt_sets, trained_texts, vectors
 
@@ -94,7 +97,7 @@ def make_reward_accuracy(study: Study) -> Tables:
         loops = _tables(study, iterations(study), "judgements")
         options, everything = _options(study), {**judged, **loops}
         steps = [pairwise(model_names(study.config.for_arm(a), a)) for a in study.arms]
-        asked = _tables(study, [m for m in models(study) if f"{m}/ways" in study.steps], "ways")
+        asked = _tables(study, _with(study, "ways"), "ways")
         changes = list(dict.fromkeys((after, before) for s in steps for before, after in s))
         return {
             "accuracy": reward_accuracy.accuracy_table(rankings, judged, **options),
@@ -356,6 +359,43 @@ def make_ablations(study: Study) -> Tables:
     return _make(study, "ablations", compute)
 
 
+def make_reward_hacking(study: Study) -> Tables:
+    """Step `metrics/reward_hacking`: what else than better answers raises the own score.
+
+    Tables: `probes` (answers in other dresses, by the models that `eval.probes_of` names),
+    `blind_spots` and `transitions` (what they get wrong and do not see; what became of it), `curve`
+    (own and independent scores over the distance from the start).
+    """
+    asked = {name: _with(study, name) for name in ("probes", "blind_spots")}
+
+    def compute() -> Tables:
+        options, known = _options(study), _tables(study, asked["blind_spots"], "blind_spots")
+        own = {a for a in study.arms if study.config.for_arm(a).judge.source not in SEEDED}
+        drawn = _tables(study, _of_arms(study, own), "candidates")
+        oracle = constraints.parse(study.config.arms.oracle)
+        return {
+            "probes": probes.probe_table(
+                study.frame("seed/eft_eval"),
+                _tables(study, asked["probes"], "judgements"),
+                _tables(study, asked["probes"], "probes"),
+                **options,
+            ),
+            "blind_spots": blind_spots.measures(known, starts(study), **options),
+            "transitions": blind_spots.transitions(known, starts(study)),
+            "curve": overoptimisation.curve(
+                runs(study),
+                table(study, "ablations", "outcomes"),
+                constraints.oracle_scores(drawn, oracle, {}, **options),
+                kl_to_start(study),
+            ),
+        }
+
+    columns = {"probes": probes.TABLE, "blind_spots": blind_spots.TABLE}
+    columns |= {"transitions": blind_spots.TRANSITIONS, "curve": overoptimisation.TABLE}
+    made = _make(study, "reward_hacking", compute)
+    return {name: _with_columns(table, columns[name]) for name, table in made.items()}
+
+
 def make_rivals(study: Study) -> Tables:
     """Step `metrics/rivals`: what each arm had to learn from, took in tokens, and gained.
 
@@ -458,6 +498,11 @@ def _make(study: Study, name: str, compute: Callable[[], Tables]) -> Tables:
 def _with_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """`table`, and where it has no rows its columns, which JSON forgets."""
     return table if len(table) else pd.DataFrame(columns=list(columns))
+
+
+def _with(study: Study, name: str) -> list[str]:
+    """The models that have a step of that name."""
+    return [model for model in models(study) if f"{model}/{name}" in study.steps]
 
 
 def _of_arms(study: Study, arms: set[str]) -> list[str]:

@@ -27,6 +27,7 @@ SEED_MODELS = ("baseline", "M1")
 COMPARE = ("compare",)
 SEEDED = ("human", "seed")  # values of judge.source whose prompts are the seed's
 REFINING = "16_self_refine"
+HACKING = "22_reward_hacking"
 WRITTEN_JUDGEMENT = (
     "judge.rubric",
     "judge.temperature",
@@ -105,6 +106,11 @@ def judged_in_ways(config: Config, model: str) -> bool:
 def refines(config: Config, model: str) -> bool:
     """Whether `eval.refined_of` names a model."""
     return _names(config.eval.refined_of, config, model)
+
+
+def probed(config: Config, model: str) -> bool:
+    """Whether `eval.probes_of` names a model."""
+    return "all" in config.eval.probes_of or _names(config.eval.probes_of, config, model)
 
 
 def _names(named: list[str], config: Config, model: str) -> bool:
@@ -415,6 +421,21 @@ def _refining(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     return steps
 
 
+def _hacking(config: Config, models: list[str]) -> list[Step]:
+    """Probes of the models that are named as judges, and what they know of items with a key."""
+    judged, steps = (*WRITTEN_JUDGEMENT, "judge.method", "eval.judge_samples"), []
+    for model in (m for m in models if probed(config, m)):
+        adapter, arm = f"{model}/adapter", model.partition("/")[0] if "/" in model else PAPER_ARM
+        tables = [("probes", (adapter, "seed/eft_eval"), "eval.probe_prompts")]
+        if config.eval.blind_spot_items:
+            tables.append(("blind_spots", (adapter,), "eval.blind_spot_items"))
+        for name, inputs, size in tables:
+            settings = (*judged, size) if name == "probes" else (*judged, size, "eval.max_tokens")
+            more = {"arm": arm, "wording": _rubric(config.for_arm(arm))}
+            steps.append(_table(f"{model}/{name}", inputs, settings, HACKING, **more))
+    return steps
+
+
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
     iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
     judges = [*models, *frozen_judges(config, arms)]
@@ -440,6 +461,10 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     measured, refining = _benchmarks(config, models), _refining(config, models, arms)
     own_answers = tuple(dict.fromkeys(i for s in refining for i in (*s.inputs, s.name)))
     refined = ("seed/test_prompts", *(i for i in own_answers if not i.endswith("/adapter")))
+    hacking = _hacking(config, models)
+    drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
+    dressed = tuple(f"{m}/judgements" for m in models if f"{m}/probes" in {s.name for s in hacking})
+    hacked = (*(s.name for s in hacking), *dressed, "seed/eft_eval", *candidates, *drifts)
     embedded = ()
     if config.eval.embedding_model:
         of, by = (*trained_on, *prompts, *pairs), ("eval.embedding_model",)
@@ -459,6 +484,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("breakdowns", broken_down, (), "15_breakdowns"),
         ("refine", refined, ("arms.oracle",), REFINING),
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
+        ("reward_hacking", (*hacked, "metrics/ablations"), ("arms.oracle",), HACKING),
     ]
     adapters = tuple(f"{m}/adapter" for m in models if m not in SEED_MODELS)
     spent = (*prompts, *candidates, *own, *pairs, *beside, *adapters)
@@ -473,8 +499,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     ]
     shown = (*prompts, *candidates, *own, *pairs, *beside)
     browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
-    drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
     inputs = (*(s.name for s in steps), *shown, *drifts)
-    made = [browse, *measured, *embedded, *refining, *steps]
+    made = [browse, *measured, *embedded, *refining, *hacking, *steps]
     series = sorted(made, key=lambda step: step.notebook)
     return [*series, Step("report", inputs, (), "30_report", ("report.html",))]

@@ -10,6 +10,7 @@ the steps finished.
 from __future__ import annotations
 
 from srkit import (
+    blind_items,
     consistency,
     dpo,
     drift,
@@ -21,6 +22,7 @@ from srkit import (
     meta_judge,
     metrics,
     pairs,
+    probes,
     reward_model,
     seed,
     self_refine,
@@ -55,6 +57,7 @@ OF_STUDY = {
     "metrics/ablations": metrics.make_ablations,
     "metrics/rivals": metrics.make_rivals,
     "metrics/successors": metrics.make_successors,
+    "metrics/reward_hacking": metrics.make_reward_hacking,
     "report": make_report,
 }
 OF_ITERATION = {
@@ -82,6 +85,8 @@ OF_MODEL = {
     "best_of": self_refine.make_best_of,
     "refined_judgements": self_refine.make_refined_judgements,
     "refined_comparisons": self_refine.make_refined_comparisons,
+    "probes": probes.make_probes,
+    "blind_spots": blind_items.make_blind_spots,
 }
 
 

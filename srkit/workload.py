@@ -20,9 +20,11 @@ from itertools import combinations
 from pathlib import Path
 
 from srkit import memory, prompts
+from srkit.blind_items import ANSWER_TOKENS, SHOWN, items
 from srkit.config import Config, Dpo, Sft
 from srkit.judge import UNASKED
 from srkit.plan import REWARD_MODEL, Step, compares
+from srkit.probes import KINDS
 from srkit.seed import SeedData, load
 from srkit.self_refine import DRAFTS, ROUNDS
 from srkit.speed import Speed
@@ -146,6 +148,10 @@ def work_of(step: Step, config: Config, texts: Texts) -> Work:
         found = _drifting(config, texts, step.name)
     elif last == "ways":
         found = _ways(config, texts)
+    elif last == "probes":
+        found = _probing(config, texts)
+    elif last == "blind_spots":
+        found = _checking(config, texts, step.name)
     elif last == "comparisons":
         found = _comparing(config, texts, step)
     elif last == "two_turn":
@@ -321,6 +327,35 @@ def _ways(config: Config, texts: Texts) -> Work:
     written = {"generated": 2 * drawn.generated, "most": 2 * drawn.most}
     held = drawn.prompt  # of all responses, which are drawn at once
     return replace(drawn, calls=2, prompt=read, held=held, rows=len(rows) * draws, **written)
+
+
+def _probing(config: Config, texts: Texts) -> Work:
+    """An answer to each prompt, dressed up in every way."""
+    answers = {row["prompt_id"]: row for row in texts.eval}.values()
+    rows = [
+        {"prompt": row["prompt"], "response": dress(row["response"])}
+        for row in list(answers)[: config.eval.probe_prompts]
+        for dress in KINDS.values()
+    ]
+    return _judged(config, texts, rows, config.eval.judge_samples, config.judge.method)
+
+
+def _checking(config: Config, texts: Texts, step: str) -> Work:
+    """Every item answered, which is one call more, and that answer judged beside two others."""
+    asked, most = items(config.eval.blind_spot_items), min(ANSWER_TOKENS, config.eval.max_tokens)
+    answer = texts.answer(most, step)
+    answered = _asked(
+        "generate", 0, [texts.tokens(item["prompt"]) for item in asked], 24, 1, answer, most
+    )
+    rows = [{"prompt": item["prompt"], "response": "The answer is 12."} for item in asked]
+    rows *= len(SHOWN)
+    judged = _judged(config, texts, rows, config.eval.judge_samples, config.judge.method)
+    return replace(
+        answered,
+        prompt=answered.prompt + judged.prompt,
+        generated=answered.generated + judged.generated,
+        most=answered.most + judged.most,
+    )
 
 
 def _answering(config: Config, texts: Texts, step: str) -> Work:

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("srkit", deadline=None, derandomize=True)
 settings.load_profile("srkit")
 
-from srkit import evaluate, instruct, judge, pairs, two_turn  # noqa: E402
+from srkit import blind_items, evaluate, instruct, judge, pairs, two_turn  # noqa: E402
 from srkit.engine import Completion  # noqa: E402
 from srkit.study import Study  # noqa: E402
 
@@ -85,6 +85,6 @@ def engine(monkeypatch):
             scores = [[fake.score(c[0]["content"], o) for o in options] for c in conversations]
             return np.array(scores)
 
-    for module in (evaluate, instruct, judge, pairs, two_turn):
+    for module in (blind_items, evaluate, instruct, judge, pairs, two_turn):
         monkeypatch.setattr(module, "open_engine", Fake)
     return fake

@@ -2,7 +2,8 @@
 
 One function per figure of the paper or of the study, a module per question: `judging`, `ways`,
 `calibration`, `lengths`, `length_control`, `matches`, `controls`, `benchmarks`, `ablations`,
-`rivals`, `texts`, `groups`, `loop`, `refine` and `signals`; how all of them look is in `style`.
+`rivals`, `texts`, `groups`, `hacking`, `loop`, `refine` and `signals`; how all of them look is in
+`style`.
 
     python -c "from srkit.figures import empty; empty('no pair was left').savefig('none.png')"
 """
@@ -12,6 +13,7 @@ from srkit.figures.benchmarks import alignment_tax, instruction_following
 from srkit.figures.calibration import judge_agreement, judge_calibration
 from srkit.figures.controls import controls
 from srkit.figures.groups import breakdown, judging_breakdown
+from srkit.figures.hacking import blind_spots, judge_probes, overoptimisation_curve
 from srkit.figures.judging import reward_accuracy, score_histograms
 from srkit.figures.length_control import equal_length, score_and_length
 from srkit.figures.lengths import (
@@ -33,6 +35,7 @@ __all__ = [
     "ablations",
     "alignment_tax",
     "answer_form",
+    "blind_spots",
     "breakdown",
     "chosen_rejected_lengths",
     "constraint_pass_rates",
@@ -47,11 +50,13 @@ __all__ = [
     "iteration_funnel",
     "judge_agreement",
     "judge_calibration",
+    "judge_probes",
     "judge_ways",
     "judging_breakdown",
     "length_distributions",
     "length_trend",
     "loop_signals",
+    "overoptimisation_curve",
     "prompt_novelty",
     "prompt_topics",
     "refine_or_train",
