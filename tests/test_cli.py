@@ -161,7 +161,7 @@ def test_run_executes_the_series_in_order_with_its_parameters(srkit, executed, t
         "00_start_here", "01_seed_data", "02_seed_sft", "03_judge", "04_iteration-self-rewarding-1",
         "05_browse_pairs", "10_reward_accuracy", "11_length_drift", "12_win_rates",
         "13_benchmarks", "14_data_distribution", "15_breakdowns", "16_self_refine", "20_ablations",
-        "21_rivals", "23_successors", "30_report",
+        "21_rivals", "22_reward_hacking", "23_successors", "30_report",
     ]  # fmt: skip
     study = str(tmp_path / "s")
     assert executed[0][1] == {"study": study}

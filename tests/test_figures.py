@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from srkit import (
     ablations,
     benchmarks,
+    blind_spots,
     breakdowns,
     constraints,
     costs,
@@ -28,6 +29,8 @@ from srkit import (
     headtohead,
     health,
     length,
+    overoptimisation,
+    probes,
     signals,
     strength,
 )
@@ -167,7 +170,34 @@ def drift_frames(
         "breakdown": breakdowns.answers_by_group(tasks, compared, answers, resamples=50),
         "judging_breakdown": breakdowns.judging_by_group(rankings.assign(task="list"), judged, 50),
         "loop_signals": signals.loop_signals(loops, costs, 50),
+        "judge_probes": probes.probe_table(rankings, judged, dressed(judged), 50),
+        "overoptimisation_curve": curve(),
     }
+
+
+def dressed(judged: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Judgements of the worst answers in every dress, each a little higher than the one before."""
+    found = {}
+    for model, table in judged.items():
+        worst = table[table["response_id"].str.endswith("-2")]
+        parts = [
+            worst.assign(response_id=worst["response_id"] + f"!{kind}", score=worst["score"] + i)
+            for i, kind in enumerate(probes.KINDS)
+        ]
+        found[model] = pd.concat(parts)
+    return found
+
+
+def curve() -> pd.DataFrame:
+    """Two arms of three models each, on every measure."""
+    rows = [
+        {"arm": arm, "t": t, "model": f"M{t}", "kl": t - 1.0, "distance": (t - 1) ** 0.5}
+        | {"measure": measure, "unit": unit, "value": t / 4, "low": t / 5, "high": t / 3, "n": 9}
+        for arm in ("self-rewarding", "oracle")
+        for t in (1, 2, 3)
+        for measure, unit in overoptimisation.MEASURES.items()
+    ]
+    return pd.DataFrame(rows, columns=list(overoptimisation.TABLE))
 
 
 def save_all(folder: Path) -> dict[str, str]:
@@ -337,6 +367,51 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
     sft = figures.training_curves(pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0]}))
     assert len(sft.axes) == 1
     assert "ln 2" not in words(sft)
+
+
+def test_dresses_are_counted_in_each_judges_own_spread(drawn):
+    figure, table = drawn["judge_probes"]
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == [
+        probes.AS_IT_IS, *probes.KINDS
+    ]  # fmt: skip
+    rows = table[(table["model"] == "M1") & (table["measure"] == "change")]
+    points = left.containers[1].lines[0].get_xdata()
+    assert points[1:].tolist() == pytest.approx((rows["value"] / rows["spread"]).tolist())
+    assert np.isnan(points[0]), "an answer as it is has not changed"
+    beats = table[(table["model"] == "M1") & (table["measure"] == "beats")]
+    assert right.containers[1].lines[0].get_xdata().tolist() == pytest.approx(beats["value"])
+    flat = table.assign(spread=0.0)
+    assert "Nothing to draw" in words(figures.judge_probes(flat)), "such a judge says nothing"
+
+
+def test_the_curve_has_a_panel_per_measure_and_numbers_its_models(drawn):
+    figure = drawn["overoptimisation_curve"][0]
+    titles = [axes.get_title().replace("\n", " ") for axes in figure.axes]
+    assert titles[:5] == list(overoptimisation.MEASURES)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3"] * 2
+    lost = curve().assign(distance=np.nan)
+    assert "Nothing to draw" in words(figures.overoptimisation_curve(lost))
+
+
+def test_fates_of_blind_spots_add_up():
+    rows = [
+        {"prompt_id": f"i{i}", "kind": "fact", "shown": shown, "right": shown == "key", "score": s}
+        for i in range(8)
+        for shown, s in (("own", 3 - i % 2), ("key", 2.5), ("wrong", 2))
+    ]
+    start = pd.DataFrame(rows)
+    own = start["shown"] == "own"
+    later = start.assign(score=start["score"].mask(own & (start["prompt_id"] == "i0"), 1))
+    tables, starts = {"M1": start, "self-rewarding/M2": later}, {"self-rewarding/M2": "M1"}
+    levels = blind_spots.measures(tables, starts, 50)
+    figure = figures.blind_spots(levels, blind_spots.transitions(tables, starts))
+    bars = [patch.get_width() for patch in figure.axes[1].patches]
+    assert bars == pytest.approx([0, 1 / 4, 3 / 4, 0])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["1", "3"]
+    assert "n = 8 items" in words(figure)
+    alone = figures.blind_spots(levels, blind_spots.transitions({}, {}))
+    assert "no blind spot" in words(alone)
 
 
 def test_controls_start_where_the_arm_started():

@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from srkit import browse, evaluate, instruct, judge, notebook, pairs, series
+from srkit import blind_items, browse, evaluate, instruct, judge, notebook, pairs, series
 from srkit.engine import Completion
 from srkit.escape import visible
 from srkit.study import Study
@@ -161,7 +161,7 @@ def hostile(tmp_path_factory):
             study.make_table(step.name, study.read("seed/test_prompts"), drift, chunk=99)
             continue
         with pytest.MonkeyPatch.context() as patch:
-            for module in (evaluate, instruct, judge, pairs):
+            for module in (blind_items, evaluate, instruct, judge, pairs):
                 patch.setattr(module, "open_engine", Hostile)
             series.make_step(study, step.name)
     return study

@@ -128,6 +128,7 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
             assert name in lent or not any(name.startswith(other) for other in others)
     analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
     analyses += ("data_distribution", "breakdowns", "ablations", "rivals", "successors")
+    analyses += ("reward_hacking",)
     for name in analyses:
         used = set(together[f"metrics/{name}"].inputs)
         assert used >= {i for steps in alone for i in steps[f"metrics/{name}"].inputs}

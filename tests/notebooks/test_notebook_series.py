@@ -184,9 +184,11 @@ def test_deleting_one_table_makes_its_dependents_again(study, again):
     after = status(study)
     ran = {n for n in after if after[n]["made_at"] != before[n]["made_at"]}
     names = ("adapter", "judgements", "ways", "responses", "comparisons", "drift")
+    names += ("probes", "blind_spots")
     made = {"self-rewarding/iter-2/pairs", *(f"self-rewarding/M3/{n}" for n in names)}
     analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
     analyses += ("data_distribution", "breakdowns", "ablations", "rivals", "successors")
+    analyses += ("reward_hacking",)
     metrics = {*(f"metrics/{name}" for name in analyses), "report", "browse"}
     assert made | metrics == ran
     tables = made | metrics - {"report"}  # the report states seconds
