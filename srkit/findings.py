@@ -369,7 +369,9 @@ def _blind_spots(table: pd.DataFrame) -> list[str]:
     told = []
     for model, found in rows.groupby("model", sort=False) if len(rows) else []:
         of = found.set_index("measure").to_dict("index")
-        verdict = _against(of["prefers"], 0.5, "above a coin", "below a coin", "not told from one")
+        verdict = _against(
+            of["prefers"], 0.5, "above a coin", "below a coin", "not told from a coin"
+        )
         told.append(
             f"{model} answers {rate(of['right'])} of the items with a key rightly. It scores "
             f"{rate(of['unseen'])} of its wrong answers at least as high as the right one (blind "
