@@ -89,7 +89,7 @@ LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pai
          "metrics", "figures", "report", "engine", "endpoint", "memory", "speed", "workload",
          "forecast", "distributed", "series", "browse", "escape", "reading", "equal_length",
          "distribution", "breakdowns", "ablations", "signals", "consistency", "meta_judge",
-         "successors")  # fmt: skip
+         "successors", "probes", "blind_items", "blind_spots", "overoptimisation")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():

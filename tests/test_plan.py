@@ -127,8 +127,8 @@ def test_arms_share_the_seed_models_prompts_and_first_candidates_and_nothing_els
             others = {f"{other}/" for other in EVERY_ARM if other != arm}
             assert name in lent or not any(name.startswith(other) for other in others)
     analyses = ("reward_accuracy", "length_drift", "win_rates", "benchmarks")
-    analyses += ("data_distribution", "breakdowns", "ablations", "rivals", "successors")
-    analyses += ("reward_hacking",)
+    analyses += ("data_distribution", "breakdowns", "ablations", "rivals", "reward_hacking")
+    analyses += ("successors",)
     for name in analyses:
         used = set(together[f"metrics/{name}"].inputs)
         assert used >= {i for steps in alone for i in steps[f"metrics/{name}"].inputs}
