@@ -167,7 +167,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(made, tmp_path, monkeyp
 
 
 def test_four_bit_layers_take_the_head_too(tmp_path):
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install bitsandbytes")
     nf4 = TINY.model_copy(update={"quantization": "nf4", "lora_dropout": 0.0})
     run = train_reward(nf4, PAIRS, SETTINGS, tmp_path / "a", 7)
     assert run.log[-1]["loss"] < run.log[0]["loss"]
