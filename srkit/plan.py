@@ -11,6 +11,7 @@ A step's name is the path of what it makes, without its ending. Paper section 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from srkit.config import Config
@@ -436,18 +437,20 @@ def _hacking(config: Config, models: list[str]) -> list[Step]:
     return steps
 
 
+def _of(owners: Iterable[str], table: str) -> tuple[str, ...]:
+    """The steps that make one table of each model or iteration."""
+    return tuple(f"{owner}/{table}" for owner in owners)
+
+
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
     iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
-    judges = [*models, *frozen_judges(config, arms)]
-    judged = tuple(f"{m}/judgements" for m in models)
-    ways = tuple(f"{m}/ways" for m in models if judged_in_ways(config, m))
-    answers = tuple(f"{m}/responses" for m in models)
-    compared = tuple(f"{m}/comparisons" for m in models if m != "baseline")
+    trained = [m for m in models if m not in SEED_MODELS]
+    judged, answers = _of(models, "judgements"), _of(models, "responses")
+    ways = _of((m for m in models if judged_in_ways(config, m)), "ways")
+    compared = _of((m for m in models if m != "baseline"), "comparisons")
     card = ("referee/comparisons", "seed/eft_eval")
-    pairs = tuple(f"{i}/pairs" for i in iterations)
-    own = tuple(f"{i}/judgements" for i in iterations)
-    candidates = tuple(f"{i}/candidates" for i in iterations)
-    prompts = tuple(f"{i}/prompts" for i in iterations)
+    prompts, candidates = _of(iterations, "prompts"), _of(iterations, "candidates")
+    own, pairs = _of(iterations, "judgements"), _of(iterations, "pairs")
     at_equal_length = (*judged, *compared, "seed/eft_eval")
     length = (*answers, *candidates, *own, *pairs, *at_equal_length)
     trained_on = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
@@ -461,15 +464,15 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
     measured, refining = _benchmarks(config, models), _refining(config, models, arms)
     own_answers = tuple(dict.fromkeys(i for s in refining for i in (*s.inputs, s.name)))
     refined = ("seed/test_prompts", *(i for i in own_answers if not i.endswith("/adapter")))
-    hacking = _hacking(config, models)
-    drifts = tuple(f"{m}/drift" for m in models if m not in SEED_MODELS)
-    dressed = tuple(f"{m}/judgements" for m in models if f"{m}/probes" in {s.name for s in hacking})
+    hacking, drifts = _hacking(config, models), _of(trained, "drift")
+    dressed = _of((m for m in models if f"{m}/probes" in {s.name for s in hacking}), "judgements")
     hacked = (*(s.name for s in hacking), *dressed, "seed/eft_eval", *candidates, *drifts)
     embedded = ()
     if config.eval.embedding_model:
         of, by = (*trained_on, *prompts, *pairs), ("eval.embedding_model",)
         embedded = (_table("embeddings", of, by, "14_data_distribution"),)
-    accuracy = ("seed/eft_eval", *(f"{m}/judgements" for m in judges), *own, *ways)
+    frozen = _of(frozen_judges(config, arms), "judgements")
+    accuracy = ("seed/eft_eval", *judged, *frozen, *own, *ways)
     metrics = [
         ("reward_accuracy", accuracy, (), "10_reward_accuracy"),
         ("length_drift", length, (), "11_length_drift"),
@@ -486,8 +489,7 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
         ("reward_hacking", (*hacked, "metrics/ablations"), ("arms.oracle",), HACKING),
     ]
-    adapters = tuple(f"{m}/adapter" for m in models if m not in SEED_MODELS)
-    spent = (*prompts, *candidates, *own, *pairs, *beside, *adapters)
+    spent = (*prompts, *candidates, *own, *pairs, *beside, *_of(trained, "adapter"))
     switched = ("metrics/ablations", *own, *pairs, *beside)  # the first is shown beside
     metrics += [
         ("rivals", ("metrics/ablations", *spent), (), "21_rivals"),
