@@ -42,10 +42,7 @@ def ledger(finished: Sequence[tuple[Run, str, Row]]) -> pd.DataFrame:
     its table, `examples` and `updates` those of a training; `peak_mb` is of the process (on a GPU
     the GPU's). What is not known is NaN.
     """
-    rows = [
-        {**_labels(run), "part": part, **_taken(record, part == "adapter")}
-        for run, part, record in finished
-    ]
+    rows = [{**_labels(run), "part": part, **_taken(record)} for run, part, record in finished]
     numbers = [name for name in LEDGER if name not in ("arm", "model", "part", "iteration")]
     return pd.DataFrame(rows, columns=list(LEDGER)).astype(dict.fromkeys(numbers, float))
 
@@ -54,13 +51,13 @@ def _labels(run: Run) -> Row:
     return {"arm": run.arm, "iteration": run.iteration, "model": run.model}
 
 
-def _taken(record: Row, training: bool) -> Row:
+def _taken(record: Row) -> Row:
     """One manifest line in the words of the ledger."""
     peaks = record["peak_memory_mb"]
     taken = {name: record.get(name) for name in ("seconds", "joules", "examples")}
     taken |= {"updates": record.get("steps"), "rows": record.get("rows")}
     taken["peak_mb"] = peaks.get("cuda") or peaks.get("cpu")
-    if training:
+    if "steps" in record:  # of a training
         return taken | {"written": 0, "read": 0, "trained": record.get("tokens")}
     asked = (record.get("endpoint") or {}).get("prompt_tokens", 0)
     read = record["read"] + asked if "read" in record else None

@@ -311,26 +311,18 @@ def _refined(study: Study, model: str) -> refine.Refined:
 def refine_training(study: Study) -> pd.DataFrame:
     """Tokens that training took from a refining model to the last of each arm: `refine.TRAINING`.
 
-    They are the manifest's: written (prompts, candidates, judgements) and trained on, in the
-    iterations between the two; a frozen reward model's training belongs to its arm. What was read
-    to judge was not counted there.
+    They are the ledger's, of the iterations between the two; a frozen reward model's training
+    belongs to the first.
     """
-    records, rows = study.records(), []
+    spent, rows = ledger(study), []
     for of in _refining(study):
         for way in arrived(study.config, study.arms, of):
             arm, _, last = way.partition("/")
             mine, _, number = of.rpartition("/M")
             start = int(number) if mine == arm else 1
-            rounds = range(start, int(last[1:]))
-            tables = ("prompts", "candidates", "judgements")
-            drawn = [study.step(f"{arm}/iter-{t}/{name}") for t in rounds for name in tables]
-            spent = {"written": [step.same_as or step.name for step in drawn]}
-            spent["trained"] = [f"{arm}/M{t + 1}/adapter" for t in rounds]
-            spent["trained"] += [f"{m}/adapter" for m in frozen_judges(study.config, (arm,))]
-            rows.append({"of": of, "way": way} | {
-                kind: sum(records[name].get("tokens") or 0 for name in names if name in records)
-                for kind, names in spent.items()
-            })  # fmt: skip
+            here = (spent["arm"] == arm) & spent["iteration"].between(start, int(last[1:]) - 1)
+            sums = spent.loc[here, list(costs.TOKENS)].sum(skipna=False)
+            rows.append({"of": of, "way": way, **sums})
     return pd.DataFrame(rows, columns=list(refine.TRAINING))
 
 
@@ -418,13 +410,24 @@ def make_rivals(study: Study) -> Tables:
 
 
 def ledger(study: Study) -> pd.DataFrame:
-    """What every finished step of the arms took, from the manifest: `costs.ledger`."""
+    """What every finished step of the arms took, from the manifest: `costs.ledger`.
+
+    A frozen reward model is trained in the first iteration of the arm that asks it.
+    """
     records, finished = study.records(), []
     for run in (run for run in runs(study) if run.iteration):
-        made = [step for name, step in study.steps.items() if name.startswith(f"{run.folder}/")]
-        for step in (*made, study.step(f"{run.model}/adapter")):
+        steps = {
+            name.rpartition("/")[2]: step
+            for name, step in study.steps.items()
+            if name.startswith(f"{run.folder}/")
+        }
+        steps["adapter"] = study.step(f"{run.model}/adapter")
+        if run.iteration == 1:
+            frozen = frozen_judges(study.config, (run.arm,))
+            steps |= {name: study.step(f"{name}/adapter") for name in frozen}
+        for part, step in steps.items():
             if record := records.get(step.same_as or step.name):
-                finished.append((run, step.name.rpartition("/")[2], record))
+                finished.append((run, part, record))
     return costs.ledger(finished)
 
 

@@ -489,7 +489,8 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
         ("reward_hacking", (*hacked, "metrics/ablations"), ("arms.oracle",), HACKING),
     ]
-    spent = (*prompts, *candidates, *own, *pairs, *beside, *_of(trained, "adapter"))
+    adapters = _of((*trained, *frozen_judges(config, arms)), "adapter")
+    spent = (*prompts, *candidates, *own, *pairs, *beside, *adapters)
     switched = ("metrics/ablations", *own, *pairs, *beside)  # the first is shown beside
     metrics += [
         ("rivals", ("metrics/ablations", *spent), (), "21_rivals"),

@@ -13,8 +13,8 @@ Surprising decisions:
   measured on all prompts; `reached` says how many got there.
 - Feedback is read by a program alone: is it empty, is it the answer once more, was it cut, does it
   ever stop? Small models fail here first (the paper's Vicuna-13B did). Whether it is good is open.
-- Tokens are those read and written (see `srkit.self_refine`). What training took, written and
-  trained on, is in the manifest and is added where it is shown; what it read was not counted.
+- Tokens are those read and written (see `srkit.self_refine`). What training took (written, read and
+  trained on: `srkit.costs`) is in the manifest and is added where it is shown.
 
     python -c "from srkit.refine import MEASURES; print(*MEASURES)"
 """
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import pandas as pd
 from rapidfuzz import fuzz
 
-from srkit import constraints, headtohead, stats
+from srkit import constraints, costs, headtohead, stats
 from srkit.reward_accuracy import mean_scores
 
 ONE, REFINED, BEST = "one answer", "refined", "best of N"
@@ -49,7 +49,7 @@ ANSWERS = ("of", "way", "measure", "unit", "against", *ESTIMATE)
 ROUNDS = ("of", "round", "reached", "measure", "unit", *ESTIMATE)
 FEEDBACK = ("of", "what", *ESTIMATE, "count", "cases", "unit")
 MATCHES = ("of", *headtohead.MATCH)
-TRAINING = ("of", "way", "written", "trained")
+TRAINING = ("of", "way", *costs.TOKENS)
 NUMBERS = dict.fromkeys(("value", "low", "high"), float)
 
 
@@ -228,14 +228,14 @@ def matches_table(
 def amortised(ways: pd.DataFrame, training: pd.DataFrame, answered: Sequence[int]) -> pd.DataFrame:
     """Tokens per prompt of each way, its training included, when so many prompts are answered.
 
-    `training` has a row per trained model: of, way, written and trained (tokens). Columns: of, way,
-    prompts, tokens.
+    `training` has a row per trained model, `TRAINING`; NaN where one of them is not known. Columns:
+    of, way, prompts, tokens.
     """
     means = ways[(ways["measure"] == "tokens") & (ways["against"] == "")]
-    once = training.assign(once=training["written"] + training["trained"])
-    table = means.merge(once[["of", "way", "once"]], on=["of", "way"], how="left")
+    table = means.merge(_once(training), on=["of", "way"], how="left", indicator="trained")
+    table["once"] = table["once"].where(table["trained"] == "both", 0)
     table = table.merge(pd.DataFrame({"prompts": list(answered)}), how="cross")
-    tokens = table["value"] + table["once"].fillna(0) / table["prompts"]
+    tokens = table["value"] + table["once"] / table["prompts"]
     return table.assign(tokens=tokens)[["of", "way", "prompts", "tokens"]]
 
 
@@ -246,10 +246,16 @@ def breaks_even(ways: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     """
     means = ways[(ways["measure"] == "tokens") & (ways["against"] == "")]
     refined = means[means["way"] == REFINED].set_index("of")["value"]
-    table = training.merge(means[["of", "way", "value"]], on=["of", "way"])
-    saved = table["of"].map(refined) - table["value"]
-    table = table.assign(prompts=(table["written"] + table["trained"]) / saved)
+    table = _once(training).dropna().merge(means[["of", "way", "value"]], on=["of", "way"])
+    saved = table["of"].map(refined).astype(float) - table["value"]
+    table = table.assign(prompts=table["once"] / saved)
     return table.loc[saved > 0, ["of", "way", "prompts"]]
+
+
+def _once(training: pd.DataFrame) -> pd.DataFrame:
+    """All tokens of each training, as `once`: they are paid once."""
+    tokens = training[list(costs.TOKENS)].sum(axis=1, skipna=False)
+    return training[["of", "way"]].assign(once=tokens)
 
 
 def _cases(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from srkit import refine
 from srkit.ablations import last_iteration
 from srkit.plan import PAPER_ARM, SEED_MODELS
 
@@ -48,12 +49,12 @@ WAYS = pd.DataFrame(
             *("a fixed other model", "changed", "a better judge is at hand than the model"),
         ),
         (
-            *("Self-Refine", "refined", "inference"),
+            *("Self-Refine", refine.REFINED, "inference"),
             "mend one answer after one's own criticism of it",
             *("its own words", "kept", "an answer may cost several times as much, and no more"),
         ),
         (
-            *("best of N", "best of N", "inference"),
+            *("best of N", refine.BEST, "inference"),
             "draw several answers and keep the one scored highest",
             *("its own scores", "kept", "as above; the judge is better than the writer"),
         ),
@@ -70,13 +71,16 @@ WAYS = pd.DataFrame(
     ],
     columns=list(COLUMNS),
 )
+# outcomes of arms that refined answers have too, and what `refine.MEASURES` calls them
+SAME = {"constraints met": "constraints stated", "oracle's score": "oracle's score"}
 
 
-def beside(outcomes: pd.DataFrame, outcome: str) -> pd.DataFrame:
+def beside(outcomes: pd.DataFrame, outcome: str, refined: pd.DataFrame) -> pd.DataFrame:
     """`WAYS` with one outcome of `ablations.compare`, of the last iteration, in three columns.
 
     value, low, high: of seed models their level; of arms the paired difference from where they
-    started. NaN where the study has no such arm.
+    started; of refined answers and the best of N (`refine.ways_table`, of the model that arms start
+    from) that from its one answer. NaN where the study has no such arm, or refines nothing.
     """
     rows = last_iteration(outcomes)
     rows = rows[rows["outcome"] == outcome]
@@ -85,5 +89,8 @@ def beside(outcomes: pd.DataFrame, outcome: str) -> pd.DataFrame:
         key=lambda table: table["model"]
     )
     changes = rows[rows["against"].isin(starts)].assign(key=lambda table: table["arm"])
-    known = pd.concat([levels[levels["key"].isin(SEED_MODELS)], changes]).set_index("key")
+    kept = refined[refined["of"].isin(starts) & (refined["measure"] == SAME.get(outcome))]
+    kept = kept[(kept["against"] == refine.ONE) & kept["way"].isin((refine.BEST, refine.REFINED))]
+    parts = [levels[levels["key"].isin(SEED_MODELS)], changes, kept.assign(key=kept["way"])]
+    known = pd.concat(parts).set_index("key")
     return WAYS.join(known[["value", "low", "high"]], on="in a study")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srkit import costs, figures, rivals
+from srkit import costs, figures, refine, rivals
 from srkit.ablations import Run
 
 NLL, PAPER = Run("nll", 1, "nll/M2"), Run("self-rewarding", 1, "self-rewarding/M2")
@@ -83,11 +83,30 @@ def test_a_way_stands_beside_its_level_or_its_change():
             outcome("human", "length", "M1", 7),
         ]
     ).assign(n=40, unit="share")
-    found = rivals.beside(outcomes, "judge accuracy").set_index("in a study")
+    nothing = refine.ways_table({}, pd.DataFrame(), [])
+    found = rivals.beside(outcomes, "judge accuracy", nothing).set_index("in a study")
     assert len(found) == len(rivals.WAYS)
     assert found.loc["M1", "value"] == 0.6
     assert found.loc["human", "value"] == 0.05
     assert found["value"].notna().sum() == 2, "nothing is said of arms that the study has not"
+
+
+def test_refined_answers_stand_beside_the_one_answer_of_where_arms_start():
+    start = outcome("", "constraints met", "", 0.3, 0) | {"model": "M1"}
+    rows = [
+        ("M1", refine.REFINED, "constraints stated", refine.ONE, -0.04),
+        ("M1", refine.REFINED, "constraints stated", "", 0.26),
+        ("M1", refine.REFINED, "length", refine.ONE, 9.0),
+        ("M1", "x/M2", "constraints stated", refine.ONE, 0.2),
+        ("x/M2", refine.BEST, "constraints stated", refine.ONE, 0.1),
+    ]
+    refined = pd.DataFrame(rows, columns=["of", "way", "measure", "against", "value"])
+    refined = refined.assign(low=-1.0, high=1.0)
+    found = rivals.beside(pd.DataFrame([start]), "constraints met", refined)
+    known = found.set_index("way")["value"].dropna()
+    assert known.to_dict() == {"evaluation fine-tuning": 0.3, "Self-Refine": -0.04}
+    told = rivals.beside(pd.DataFrame([start]), "length", refined)
+    assert told["value"].isna().all(), "lengths have different units"
 
 
 def test_the_figure_shows_every_arm_and_no_bar_of_what_is_not_known():

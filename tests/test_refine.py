@@ -108,12 +108,17 @@ def test_feedback_that_is_none_is_counted(tables):
 
 def test_training_is_paid_once(tables):
     ways = refine.ways_table({"M1": tables}, PROMPTS, ORACLE, 50)
-    training = pd.DataFrame([("M1", "x/M2", 100, 545)], columns=list(refine.TRAINING))
+    training = pd.DataFrame([("M1", "x/M2", 100, 45, 500)], columns=list(refine.TRAINING))
     found = refine.amortised(ways, training, [1, 10]).set_index(["way", "prompts"])["tokens"]
     assert found["x/M2"].to_dict() == {1: 645 + 16, 10: 64.5 + 16}
     assert found[REFINED].to_dict() == {1: 80.5, 10: 80.5}
     (row,) = refine.breaks_even(ways, training).to_dict("records")
     assert row == {"of": "M1", "way": "x/M2", "prompts": 10.0}
+    unknown = training.assign(read=float("nan"))
+    found = refine.amortised(ways, unknown, [1]).set_index("way")["tokens"]
+    assert found[REFINED] == 80.5
+    assert pd.isna(found["x/M2"])
+    assert refine.breaks_even(ways, unknown).empty, "not known is not nothing"
     dear = ways.assign(value=ways["value"].where(ways["way"] != "x/M2", 1e6))
     assert refine.breaks_even(dear, training).empty, "never"
 
@@ -121,7 +126,7 @@ def test_training_is_paid_once(tables):
 def test_the_figures_say_who_judges_and_how_many(tables):
     ways = refine.ways_table({"M1": tables}, PROMPTS, ORACLE, 50)
     matches = refine.matches_table({"M1": tables}, 50)
-    training = pd.DataFrame([("M1", "x/M2", 100, 545)], columns=list(refine.TRAINING))
+    training = pd.DataFrame([("M1", "x/M2", 100, 45, 500)], columns=list(refine.TRAINING))
     figure = figures.refine_or_train(ways, matches, training)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:4] == [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trl import RewardConfig, RewardTrainer
 
-from srkit import reward_model, train
+from srkit import metrics, reward_model, train
 from srkit.config import Model, Sft, SrkitError
 from srkit.judge import judge_candidates, judge_held_out
 from srkit.models import (
@@ -206,6 +206,12 @@ def test_it_is_planned_where_an_arm_needs_it_and_made_once(tmp_path, study):
     first = reward_model.make_reward_model(study)
     assert first["examples"] == 5
     assert reward_model.make_reward_model(study) == first
+    assert "reward-model/adapter" in steps["metrics/rivals"].inputs
+    spent = metrics.ledger(study)
+    assert spent[["arm", "iteration", "part"]].to_numpy().tolist() == [
+        ["reward-model", 1, "reward-model"]
+    ]
+    assert spent["trained"].tolist() == [first["tokens"]], "what its arm took, once"
 
 
 def test_the_held_out_rankings_are_read_whole_and_one_at_a_time(study):

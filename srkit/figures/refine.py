@@ -180,7 +180,7 @@ def _crossing(table: pd.DataFrame, training: pd.DataFrame) -> str:
         return ""
     return (
         f"Fewer tokens than refining, training included: {', '.join(told)} (a token trained on "
-        "costs about three that are read; what judging read for training is not counted)."
+        "costs about three that are read)."
     )
 
 
