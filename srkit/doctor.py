@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from srkit.study import PACKAGES
+from srkit.provenance import PACKAGES
 
 Finding = tuple[bool, str]
 ROOT = Path(__file__).resolve().parents[1]

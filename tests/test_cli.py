@@ -1,5 +1,6 @@
 """The command line: light help, errors in one paragraph, status as JSON, what `run` would run."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from srkit import cli
+from srkit import cli, doctor
 from srkit.config import resolve
 from srkit.plan import notebooks, plan
 from srkit.study import Study
@@ -84,12 +85,25 @@ def test_help_and_package_import_nothing_heavy():
         assert command in done.stdout
 
 
+def test_the_doctor_looks_at_this_machine(srkit, monkeypatch):
+    code, out, _ = srkit("doctor")
+    said = dict(line.split(None, 1)[::-1] for line in out.splitlines())
+    version = importlib.metadata.version("torch")
+    assert said[f"torch {version}"] == "ok"
+    assert code == int("MISS" in said.values()), out
+    monkeypatch.setattr(doctor, "_package", lambda name: (False, f"{name} is not installed"))
+    code, out, _ = srkit("doctor")
+    assert code == 1
+    assert "MISS  torch is not installed" in out
+
+
 LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pairs", "evaluate",
          "notebook", "stats", "reward_accuracy", "health", "headtohead", "length", "constraints",
          "metrics", "figures", "report", "engine", "endpoint", "memory", "speed", "workload",
          "forecast", "distributed", "series", "browse", "escape", "reading", "equal_length",
          "distribution", "breakdowns", "ablations", "signals", "consistency", "meta_judge",
-         "successors", "probes", "blind_items", "blind_spots", "overoptimisation")  # fmt: skip
+         "successors", "probes", "blind_items", "blind_spots", "overoptimisation", "costs",
+         "rivals", "refine", "doctor")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():
