@@ -195,12 +195,11 @@ def make_benchmarks(study: Study) -> Tables:
     """
 
     def compute() -> Tables:
-        names, options = models(study), _options(study)
-        everyone, asked = ["M0", *names], study.config.eval
+        options, everyone, asked = _options(study), ["M0", *models(study)], study.config.eval
         questions = _tables(study, everyone if asked.two_turn_questions else [], "two_turn")
         tasks = _tables(study, everyone if asked.benchmarks else [], "benchmarks")
         kinds = [
-            benchmarks.instruction_items(_tables(study, names, "responses")),
+            benchmarks.instruction_items(_tables(study, everyone, "responses")),
             benchmarks.two_turn_items(questions),
             benchmarks.task_items(tasks),
         ]

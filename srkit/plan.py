@@ -58,7 +58,8 @@ class Step:
 
 def plan(config: Config, arms: tuple[str, ...] = (PAPER_ARM,)) -> list[Step]:
     """All steps of a study with these arms, in an order that respects their inputs."""
-    steps = [*_seed(config), *_model_measures("baseline", (), config, PAPER_ARM, "03_judge")]
+    steps = [*_seed(config), _responses("M0", PAPER_ARM, "03_judge")]
+    steps += _model_measures("baseline", (), config, PAPER_ARM, "03_judge")
     steps += _model_measures("M1", ("baseline",), config, PAPER_ARM, "03_judge")
     referee = _referee(config)
     settings = (*(_endpoint(config.eval.referee) or ("model",)), "eval.referee")
@@ -209,13 +210,7 @@ def _model_measures(
             arm=arm,
             wording=_rubric(config),
         ),
-        _table(
-            f"{model}/responses",
-            (adapter, "seed/test_prompts"),
-            ("eval.temperature", "eval.top_p", "eval.max_tokens"),
-            notebook,
-            arm=arm,
-        ),
+        _responses(model, arm, notebook),
     ]
     if judged_in_ways(config, model):
         before = model_before(config, model)
@@ -232,6 +227,14 @@ def _model_measures(
         name = f"{model}/comparisons"
         steps.append(_table(name, inputs, settings, notebook, arm=arm, wording=COMPARE))
     return steps
+
+
+def _responses(model: str, arm: str, notebook: str) -> Step:
+    """The model's answers to the test prompts; M0's show what all training did to it."""
+    inputs = (*_adapter_of(model), "seed/test_prompts")
+    settings = ("eval.temperature", "eval.top_p", "eval.max_tokens")
+    settings += ("model",) if model == "M0" else ()
+    return _table(f"{model}/responses", inputs, settings, notebook, arm=arm)
 
 
 def _referee(config: Config) -> tuple[str, ...]:
@@ -477,7 +480,12 @@ def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[
         ("reward_accuracy", accuracy, (), "10_reward_accuracy"),
         ("length_drift", length, (), "11_length_drift"),
         ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
-        ("benchmarks", (*answers, *(s.name for s in measured)), (), "13_benchmarks"),
+        (
+            "benchmarks",
+            ("M0/responses", *answers, *(s.name for s in measured)),
+            (),
+            "13_benchmarks",
+        ),
         (
             "data_distribution",
             (*trained_on, *prompts, *pairs, *(s.name for s in embedded)),

@@ -190,6 +190,15 @@ def test_a_judge_that_is_no_model_waits_for_none():
     assert {"positive-only/iter-1/candidates", "M1/adapter"} < set(positive.inputs)
 
 
+def test_m0_answers_too_so_that_what_training_costs_can_be_seen():
+    steps = {step.name: step for step in plan(resolve("tiny"))}
+    answers = steps["M0/responses"]
+    assert answers.inputs == ("seed/test_prompts",), "M0 has no adapter"
+    assert "model" in answers.settings, "so the model itself decides"
+    assert "model" not in steps["M1/responses"].settings, "its adapter says which model"
+    assert "M0/responses" in steps["metrics/benchmarks"].inputs
+
+
 def test_what_single_arms_make_beside_the_usual_tables():
     steps = by_name(resolve("tiny"), EVERY_ARM)
     usual = {"prompts", "candidates", "judgements", "pairs"}
