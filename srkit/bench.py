@@ -40,17 +40,11 @@ import torch
 from torch import nn
 
 from srkit import seed
+from srkit.chat import encode_prompt, stop_token_ids
 from srkit.config import SrkitError, resolve
 from srkit.generate import Sampling, sample, score_options
-from srkit.models import (
-    Conversation,
-    Policy,
-    encode_prompt,
-    load_base,
-    placement,
-    stop_token_ids,
-)
-from srkit.prompts import SCALES, judge_prompt, user
+from srkit.models import Policy, load_base, placement
+from srkit.prompts import SCALES, Conversation, judge_prompt, user
 from srkit.provenance import peak_memory_mb, provenance
 from srkit.reading import shown
 from srkit.study import derive_seed, read_jsonl

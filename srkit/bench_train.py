@@ -39,7 +39,8 @@ from srkit.bench import OURS, Record, by_name, head, probe_product, rounded, sec
 from srkit.config import Dpo, Model, resolve
 from srkit.models import Policy, load_base, placement, release, save_adapter
 from srkit.prompts import user
-from srkit.train import Preference, dpo_row, epoch_order, train_dpo
+from srkit.train import Preference, dpo_row, train_dpo
+from srkit.trainers import epoch_order
 
 SEED = 0
 PAIRS = {False: (8, 4), True: (32, 8)}  # by `full`: pairs, and pairs per update

@@ -1,8 +1,9 @@
 """The DPO step of an iteration: M(t+1) from M_t and the pairs that M_t judged (paper section 2.4).
 
 Only the pairs of the current iteration are used; policy and reference start as M_t. The training
-itself, and the equation, are in `srkit.train`. Two arms change what is learned: `meta-judge` adds
-pairs of judgements (`srkit.meta_judge`), `cream` weighs all pairs by `srkit.consistency`.
+itself is in `srkit.train`, the equation in `srkit.losses`. Two arms change what is learned:
+`meta-judge` adds pairs of judgements (`srkit.meta_judge`), `cream` weighs all pairs by
+`srkit.consistency`.
 
     python -c "from srkit import dpo, study; \\
         dpo.make_dpo(study.Study.open('runs/first'), 'self-rewarding', 1)"

@@ -100,7 +100,7 @@ def answer_logps(policy: Policy, conversation: list, answer: Completion) -> Tens
     """
     import torch
 
-    from srkit.models import encode_prompt, stop_token_ids
+    from srkit.chat import encode_prompt, stop_token_ids
 
     prompt, tokens = encode_prompt(policy.tokenizer, conversation), list(answer.ids)
     ids = torch.tensor([prompt + tokens], device=policy.model.device)

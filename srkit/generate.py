@@ -4,19 +4,15 @@ Generation and judging are the bill of a study, so this module is about not doin
 It keeps transformers' forward pass and replaces what that pass calls: cache and attention.
 
 Surprising decisions:
-- Keys and values form a tree: the token prefix that all prompts share (a rubric), the rest of
-  each distinct prompt, each row's own tokens. Every part is computed and stored once, and
-  attention reads the parts where they lie: no prompt's cache is repeated for its n rows.
-- A cache column that means nothing to a row has a position in the far future, which the causal
-  rule hides. There is no other mask: padding, late entry and retirement are this one mechanism.
+- Keys and values form a tree (`srkit.kv_cache`): the token prefix that all prompts share (a
+  rubric), the rest of each distinct prompt, each row's own tokens. Every part is computed and
+  stored once, and padding, late entry and retirement are one mechanism.
 - Finished rows leave the batch and waiting prompts enter. A draw depends on the row's seed and
   the step alone, and inverts the distribution in the order of token ids, so that other company
   in the batch can change a token only where float rounding moves a boundary across the draw.
 - On a CPU the rows of a call are dealt out to forked processes (`srkit.parallel`), which have the
   model and the shared prefix already.
-- For the length of a call linear layers are replaced by copies: fp32 on a CPU in oneDNN's blocked
-  layout (half the time at 32 rows) with plain LoRA merged in, which is exact up to rounding; NF4
-  dequantised where memory allows, LoRA kept apart. The policy itself is never changed.
+- For the length of a call linear layers are replaced by faster copies (`srkit.linears`).
 
 Decoding settings of the paper (sec. 3.1): temperature 0.7, top-p 0.9, for judging too.
 
@@ -30,29 +26,27 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AttentionInterface
 
+from srkit.chat import context_of, encode_completion, encode_prompt, stop_token_ids
 from srkit.config import SrkitError
 from srkit.engine import Completion, Sampling
-from srkit.memory import needed, ran_out
-from srkit.models import Policy, context_of, encode_completion, encode_prompt, stop_token_ids
+from srkit.kv_cache import NOWHERE, Level, Tree, gather
+from srkit.linears import prepared
+from srkit.memory import free_bytes, needed, ran_out
+from srkit.models import Policy
 from srkit.parallel import fork_map, shares
 from srkit.prompts import Conversation
 from srkit.reading import shown
 
 Ids = tuple[int, ...]
 
-NOWHERE = 2**30  # position of a column that holds nothing: after every real position
 ROW_LIMIT = {"cpu": 64, "cuda": 256}  # beyond it more rows hardly raise tokens per second
 MEMORY_SHARE = 0.7  # of free memory, for caches and logits; the rest is for activations
 # Of prompts in one forward pass, which may read four times as many. With more, what a layer hands
@@ -113,7 +107,7 @@ def sample(
         grid.append(rows)
     if n and prompts:
         _check_room(policy, prompts, sampling.max_tokens)
-        with needed("generating", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
+        with needed("generating", ADVICE), torch.no_grad(), prepared(policy.model) as model:
             _sample(model, list(prompts.values()), sampling)
     return [[row.completion() for row in rows] for rows in grid]
 
@@ -138,7 +132,7 @@ def score_options(
     if not (ids and encoded):
         return np.zeros((len(ids), len(encoded)))
     _check_room(policy, ids, max(map(len, encoded)))
-    with needed("scoring", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
+    with needed("scoring", ADVICE), torch.no_grad(), prepared(policy.model) as model:
         prompts = [_Prompt(i) for i in dict.fromkeys(ids)]
         parts = _parts(model, prompts, [len(p.ids) for p in prompts], TOKENS_EACH)
         batch = _Batch(model, ids, max(map(len, encoded)), len(parts))
@@ -166,7 +160,7 @@ def score_answers(
         _check_room(policy, [ids[i]], widths[i])
     if not asked:
         return [[] for _ in ids]
-    with needed("scoring", ADVICE), torch.no_grad(), _prepared(policy.model) as model:
+    with needed("scoring", ADVICE), torch.no_grad(), prepared(policy.model) as model:
 
         def work(part: list[int]) -> dict[int, list[float]]:
             found = {}
@@ -353,176 +347,6 @@ class _Prompt:
     home: tuple[int, int] = (0, 0)
 
 
-# --- cache and attention -------------------------------------------------------------------------
-
-
-class _Level:
-    """Keys and values of `entries` runs of tokens, with room for `capacity` columns."""
-
-    def __init__(self, entries: int, capacity: int, device: torch.device):
-        self.positions = torch.full((entries, capacity), NOWHERE, device=device)
-        self.layers: list[Tensor] = []  # (2, kv_heads, entries, capacity, head_size)
-        self.used = 0
-
-    @property
-    def full(self) -> bool:
-        return self.used == self.positions.shape[1]
-
-    def extend(self, positions: Tensor) -> None:  # (entries, new)
-        self.positions[:, self.used : self.used + positions.shape[1]] = positions
-        self.used += positions.shape[1]
-
-    def write(self, keys: Tensor, values: Tensor, layer: int) -> None:
-        entries, heads, new, size = keys.shape
-        if layer == len(self.layers):
-            # Zeros: a hidden column has weight 0, and 0 times what lay in memory could be NaN.
-            shape = (2, heads, entries, self.positions.shape[1], size)
-            self.layers.append(keys.new_zeros(shape))
-        for half, states in zip(self.layers[layer], (keys, values), strict=True):
-            half[:, :, self.used - new : self.used] = states.transpose(0, 1)
-
-    def read(self, layer: int) -> Tensor:  # (2, kv_heads, entries, used, head_size)
-        return self.layers[layer][:, :, :, : self.used]
-
-
-def _gather(
-    sources: list[_Level], picks: list[tuple[int, int] | None], room: int, device: torch.device
-) -> _Level:
-    """A level whose entry i copies picks[i] = (source, entry), or is empty if that is None.
-
-    Columns that no pick uses are dropped, `room` free ones follow. The sources are emptied layer
-    by layer, so that only one layer is ever held twice.
-    """
-    parts = []
-    for number, source in enumerate(sources):
-        to = [i for i, pick in enumerate(picks) if pick and pick[0] == number]
-        entries = torch.tensor([picks[i][1] for i in to], dtype=torch.long, device=device)
-        columns = (source.positions[entries] < NOWHERE).any(0).nonzero()[:, 0]
-        if len(columns):
-            parts.append((torch.tensor(to, device=device), source, entries, columns))
-    width = max((len(columns) for *_, columns in parts), default=0)
-    level = _Level(len(picks), width + room, device)
-    level.used = width
-    for to, source, entries, columns in parts:
-        level.positions[to, : len(columns)] = source.positions[entries][:, columns]
-    for layer in range(len(parts[0][1].layers) if parts else 0):
-        _, heads, _, _, size = parts[0][1].layers[layer].shape
-        shape = (2, heads, len(picks), width + room, size)
-        new = parts[0][1].layers[layer].new_zeros(shape)
-        for to, source, entries, columns in parts:
-            copy = source.layers[layer].index_select(2, entries).index_select(3, columns)
-            new[:, :, to, : len(columns)] = copy
-            source.layers[layer] = copy[:, :, :0]
-        level.layers.append(new)
-    return level
-
-
-class _Tree:
-    """The cache of one forward pass: levels from the shared root to the one being written.
-
-    A level's entries divide the batch evenly: entry i of m serves the i-th of m blocks of rows.
-    """
-
-    def __init__(self, levels: list[_Level], queries: Tensor):
-        self.levels, self.queries = levels, queries  # positions, (batch, new)
-        repeats = [len(queries) // len(level.positions) for level in levels]
-        self.columns = torch.cat(
-            [
-                level.positions[:, : level.used].repeat_interleave(times, 0)
-                for level, times in zip(levels, repeats, strict=True)
-            ],
-            dim=1,
-        )  # (batch, columns)
-        self.biases: dict[int | None, Tensor] = {}
-
-    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What to add to scores, (batch, new, columns): 0 where visible, minus infinity elsewhere.
-
-        Layers of one kind share it.
-        """
-        if window not in self.biases:
-            columns, queries = self.columns[:, None, :], self.queries[:, :, None]
-            hidden = columns > queries
-            hidden = hidden | (columns <= queries - window) if window else hidden
-            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            self.biases[window] = zeros.masked_fill_(hidden, -torch.inf)
-        return self.biases[window]
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[None, None]:
-        """Store. Returns nothing to attend to, so that an attention other than ours fails."""
-        self.levels[-1].write(keys, values, layer)
-        return None, None
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.columns.shape[1] - self.queries.shape[1]
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: None,
-    value: None,
-    attention_mask: None,
-    scaling: float,
-    tree: _Tree,
-    sliding_window: int | None = None,
-    **options,
-) -> tuple[Tensor, None]:
-    """What transformers calls: (batch, heads, new, size) -> (batch, new, heads, size).
-
-    Heads come first in the cache and here, so that all queries that see one entry's key head are
-    one matrix without a copy: with few new tokens the tree is read in place.
-    """
-    if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise _unsupported(module)
-    batch, heads, new, size = query.shape
-    bias = tree.bias(sliding_window, query.dtype)
-    levels = [level.read(module.layer_idx) for level in tree.levels]
-    kv_heads = levels[0].shape[1]
-    if new > 16:  # a prompt: a fused kernel that never holds all scores is worth a copy
-        joined = [level.repeat_interleave(batch // level.shape[2], 2) for level in levels]
-        keys, values = (
-            torch.cat(joined, dim=3).transpose(1, 2).repeat_interleave(heads // kv_heads, 2)
-        )
-        mixed = functional.scaled_dot_product_attention(
-            query, keys, values, bias[:, None], scale=scaling
-        )
-        return mixed.transpose(1, 2), None
-    query = (query * scaling).reshape(batch, kv_heads, -1, size)
-    query = query.transpose(0, 1).contiguous()  # (kv_heads, batch, group * new, size)
-    blocks = [kv_heads * level.shape[2] for level in levels]
-    scores = torch.cat(
-        [
-            torch.bmm(query.view(block, -1, size), keys.flatten(0, 1).transpose(1, 2)).view(
-                kv_heads, batch, query.shape[2], -1
-            )
-            for block, (keys, _) in zip(blocks, levels, strict=True)
-        ],
-        dim=3,
-    )  # (kv_heads, batch, group * new, columns)
-    by_query = scores.view(kv_heads, batch, -1, new, scores.shape[3])
-    by_query += bias[:, None]
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    parts = weights.split([level.used for level in tree.levels], dim=3)
-    mixed = sum(
-        torch.bmm(part.reshape(block, -1, part.shape[3]), values.flatten(0, 1)).view(query.shape)
-        for block, part, (_, values) in zip(blocks, parts, levels, strict=True)
-    )
-    mixed = mixed.view(kv_heads, batch, -1, new, size).permute(1, 3, 0, 2, 4)
-    return mixed.reshape(batch, new, heads, size), None
-
-
-def _unsupported(module: nn.Module) -> SrkitError:
-    return SrkitError(
-        f"{type(module).__name__} has an attention that the hf engine does not compute (capped "
-        "scores, attention sinks, or code that transformers cannot redirect). Use a model of "
-        "another kind (Llama, Mistral, Qwen, SmolLM, Phi, Gemma 3)."
-    )
-
-
-AttentionInterface.register("srkit", _attend)
-
-
 # --- the batch -----------------------------------------------------------------------------------
 
 
@@ -535,9 +359,9 @@ class _Batch:
         self.limit = ROW_LIMIT.get(self.device.type, ROW_LIMIT["cpu"])
         # The last token stays out of the prefix: every prompt needs logits of its own.
         self.shared = min(len(os.path.commonprefix(ids)), min(map(len, ids)) - 1)  # noqa: RUF071
-        self.prefix: list[_Level] = []
+        self.prefix: list[Level] = []
         if self.shared:
-            self.prefix = [_Level(1, self.shared, self.device)]
+            self.prefix = [Level(1, self.shared, self.device)]
             positions = torch.arange(self.shared)[None]
             self._forward(self.prefix, torch.tensor([ids[0][: self.shared]]), positions)
         heads = config.num_attention_heads
@@ -546,7 +370,7 @@ class _Batch:
         layers = config.num_hidden_layers
         self.column_bytes = 2 * layers * kv_heads * size * model.dtype.itemsize
         self.row_bytes = (columns + GROWTH) * self.column_bytes + 16 * config.vocab_size
-        self.budget = MEMORY_SHARE * _free_bytes(self.device) / batches
+        self.budget = MEMORY_SHARE * free_bytes(self.device) / batches
         self._clear()
 
     def sample(self, prompts: Iterable[_Prompt], sampling: Sampling) -> None:
@@ -593,7 +417,7 @@ class _Batch:
             steps = torch.where(padded[:, 1:] >= 0, torch.arange(width), NOWHERE)
             starts = torch.tensor([len(p.ids) for p in prompts]).repeat_interleave(len(options))
             positions = starts[:, None] + steps.repeat(len(prompts), 1)
-            branch = _Level(len(positions), width, self.device)
+            branch = Level(len(positions), width, self.device)
             ids = padded[:, :-1].clamp(min=0).repeat(len(prompts), 1)
             levels = [*self.prefix, level, branch]
             logits = self._forward(levels, ids, positions.clamp(max=NOWHERE), keep=0)
@@ -603,12 +427,12 @@ class _Batch:
         return scores.tolist()
 
     def _forward(
-        self, levels: list[_Level], ids: Tensor, positions: Tensor, keep: int = 1
+        self, levels: list[Level], ids: Tensor, positions: Tensor, keep: int = 1
     ) -> Tensor:
         """Run (batch, new) tokens, writing the last level: logits of the last `keep`, 0 for all."""
         ids, positions = ids.to(self.device), positions.to(self.device)
         levels[-1].extend(positions)
-        tree = _Tree(levels, positions)
+        tree = Tree(levels, positions)
         return self.model(
             input_ids=ids,
             position_ids=positions.masked_fill(positions == NOWHERE, 0),
@@ -618,7 +442,7 @@ class _Batch:
             tree=tree,
         ).logits
 
-    def _prefill(self, prompts: list[_Prompt]) -> tuple[_Level, Tensor]:
+    def _prefill(self, prompts: list[_Prompt]) -> tuple[Level, Tensor]:
         """Run what follows the prefix, aligned at the end: level, logits (prompts, vocab)."""
         width = max(len(p.ids) for p in prompts) - self.shared
         ids = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -627,7 +451,7 @@ class _Batch:
             own = slice(width + self.shared - len(prompt.ids), width)
             ids[i, own] = torch.tensor(prompt.ids[self.shared :])
             positions[i, own] = torch.arange(self.shared, len(prompt.ids))
-        level = _Level(len(prompts), width, self.device)
+        level = Level(len(prompts), width, self.device)
         return level, self._forward([*self.prefix, level], ids, positions)[:, 0]
 
     def _chunk(self, prompts: list[_Prompt], logits: int = 1) -> int:
@@ -675,7 +499,7 @@ class _Batch:
         else:
             self._clear()
 
-    def _lay_out(self, sources: list[_Level]) -> None:
+    def _lay_out(self, sources: list[Level]) -> None:
         each = self._rows_per_entry(self.live) or 1
         homes: list[tuple[int, int]] = []
         self.slots = []
@@ -685,12 +509,12 @@ class _Batch:
                 homes.append(prompt.home)
                 self.slots += rows + [None] * (each - len(rows))
             prompt.home = (0, len(homes) - 1)
-        self.prompts = _gather(sources, homes, 0, self.device)
+        self.prompts = gather(sources, homes, 0, self.device)
         rows = [row for row in self.slots if row]
         self.packed = len(rows)
         picks = [(0, r.slot) if r and r.slot is not None else None for r in self.slots]
         room = min(GROWTH, max(self.columns - len(row.tokens) for row in rows))
-        self.rows = _gather([self.rows] if self.rows else [], picks, room, self.device)
+        self.rows = gather([self.rows] if self.rows else [], picks, room, self.device)
         for slot, row in enumerate(self.slots):
             if row:
                 row.slot = slot
@@ -757,96 +581,3 @@ class _Batch:
                 "smaller or 4-bit model, or free memory that other programs hold on the device."
             )
         torch.cuda.empty_cache()
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle
-
-
-# --- the model while it generates ----------------------------------------------------------------
-
-
-@contextmanager
-def _prepared(model: nn.Module) -> Iterator[nn.Module]:
-    """The transformers model without PEFT's wrapper, with tree attention and fast linear layers."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    attention, training = core.config._attn_implementation, core.training
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []
-    try:
-        core.eval()
-        core.set_attn_implementation("srkit")
-        if core.config._attn_implementation != "srkit":
-            raise _unsupported(core)
-        linears = [m for m in core.modules() if isinstance(m, nn.Linear)]
-        copies = sum(m.in_features * m.out_features for m in linears) * core.dtype.itemsize
-        if 1.5 * copies < _free_bytes(core.device):  # the half is for caches
-            _replace_linears(core, replaced)
-        yield core
-    finally:
-        for parent, name, child in replaced:
-            setattr(parent, name, child)
-        core.set_attn_implementation(attention)
-        core.train(training)
-
-
-def _replace_linears(parent: nn.Module, replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:
-    for name, child in list(parent.named_children()):
-        if hasattr(child, "base_layer") and not _is_plain_lora(child):
-            continue
-        dense = _dense(child)
-        if dense is None:
-            _replace_linears(child, replaced)
-        else:
-            replaced.append((parent, name, child))
-            setattr(parent, name, dense)
-
-
-def _is_plain_lora(layer: nn.Module) -> bool:
-    """Whether it computes Wx + BAx. DoRA, for one, does not, and reads W where it lies."""
-    return hasattr(layer, "lora_A") and not layer.lora_variant and not any(layer.lora_bias.values())
-
-
-def _dense(module: nn.Module) -> _Dense | None:
-    """What stands in for a linear layer during a call, or None if nothing does."""
-    base = getattr(module, "base_layer", module)
-    if type(base).__name__ == "Linear4bit":
-        return _dequantised(module) if base is module else None  # never merged into
-    if type(base) is not nn.Linear or not _can_block(base.weight):
-        return None
-    weight = base.weight
-    if base is not module and not module.disable_adapters and not module.merged:
-        active = [name for name in module.active_adapters if name in module.lora_A]
-        weight = sum((module.get_delta_weight(name) for name in active), start=weight)
-    return _Dense(weight, base.bias)
-
-
-def _dequantised(module: nn.Module) -> _Dense | None:
-    from bitsandbytes.functional import dequantize_4bit
-
-    state = module.weight.quant_state
-    if getattr(state, "packing_format_for_cpu", False):
-        return None  # an earlier forward pass on a CPU has repacked it, not quite reversibly
-    weight = dequantize_4bit(module.weight.data, state)
-    return _Dense(weight.to(module.compute_dtype or weight.dtype), module.bias)
-
-
-def _can_block(weight: Tensor) -> bool:
-    wanted = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return wanted and torch.backends.mkldnn.is_available()
-
-
-class _Dense(nn.Module):
-    """A linear map without a gradient. The two operators are those torch.compile uses on CPUs."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        self.bias, self.blocked = bias, _can_block(weight)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.blocked else weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.blocked:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)

@@ -119,7 +119,8 @@ def _settings(study: Study, method: str, samples: int) -> Judge:
 
 def _fitting(study: Study, model: str, rows: list[Row], settings: Judge) -> tuple[list[Row], Row]:
     """Rows whose judge prompt fits the context, and counts; all models have one tokenizer."""
-    from srkit.models import context_of, encode_prompt, open_policy
+    from srkit.chat import context_of, encode_prompt
+    from srkit.models import open_policy
 
     policy = open_policy(study, model)
     room = context_of(policy.model)

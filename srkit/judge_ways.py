@@ -170,7 +170,7 @@ def _logps(policy: Policy, rows: list[Row]) -> list[tuple[Row, float, int, int]]
 
 def prompt_lengths(policy: Policy, prompts: list[Conversation]) -> list[int]:
     """Tokens of each conversation, as the model reads it."""
-    from srkit.models import encode_prompt
+    from srkit.chat import encode_prompt
 
     return [len(encode_prompt(policy.tokenizer, prompt)) for prompt in prompts]
 

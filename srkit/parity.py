@@ -27,18 +27,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from srkit.chat import encode_prompt, stop_token_ids
 from srkit.config import SrkitError, legal_names
 from srkit.engine import Engine, Sampling, open_engine
-from srkit.models import (
-    Policy,
-    encode_prompt,
-    load_policy,
-    open_policy,
-    placement,
-    release,
-    save_adapter,
-    stop_token_ids,
-)
+from srkit.models import Policy, load_policy, open_policy, placement, release, save_adapter
 from srkit.plan import model_names
 from srkit.prompts import Conversation, compare_prompt, judge_prompt, user
 from srkit.study import Row, Study

@@ -15,7 +15,7 @@ Surprising decisions:
 - Points are of each judge's own scale; some judges hardly use theirs. `spread` is the standard
   deviation of the model's scores of all held-out answers, to count changes in.
 - Nothing is defended here. How a judgement is read does not depend on the answer
-  (`srkit.prompts`), and control tokens in it are text (`srkit.models`); whether the judge believes
+  (`srkit.prompts`), and control tokens in it are text (`srkit.chat`); whether the judge believes
   what it reads is a matter of the model, so it is measured.
 
     python -c "from srkit import probes, study; \\

@@ -80,7 +80,8 @@ def rewards(study: Study, rows: Sequence[Row]) -> list[float]:
 def _rewards(study: Study, rows: Sequence[Row]) -> list[float]:
     import torch
 
-    from srkit.models import context_of, encode_completion, encode_prompt, open_policy, release
+    from srkit.chat import context_of, encode_completion, encode_prompt
+    from srkit.models import open_policy, release
 
     if study.config.model.engine == "vllm":
         release()  # its server holds the memory

@@ -68,7 +68,7 @@ class Asked:
 
 
 def _asked(study: Study, model: str) -> Asked:
-    from srkit.models import context_of
+    from srkit.chat import context_of
 
     policy, config = plain_policy(study, model), study.config
     drawn = config.candidates.temperature, config.candidates.top_p

@@ -37,6 +37,9 @@ from srkit.provenance import provenance
 if TYPE_CHECKING:
     from srkit.models import Policy
 
+# what a measured speed belongs to: another version of these is measured anew
+CODE = ("generate", "kv_cache", "linears", "train", "trainers", "logps", "speed")
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -98,7 +101,7 @@ def measure(model: Model) -> Speed:
 
 def _file(model: Model) -> Path:
     here = Path(__file__).parent
-    code = [(here / name).read_text("utf-8") for name in ("generate.py", "train.py", "speed.py")]
+    code = [(here / f"{name}.py").read_text("utf-8") for name in CODE]
     facts = {k: v for k, v in provenance().items() if k != "commit"}
     names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     facts |= {name: os.environ.get(name) for name in names}
@@ -115,7 +118,8 @@ def _measured(model: Model) -> Speed:
     began = time.monotonic()
     import torch
 
-    from srkit.models import encode_prompt, load_policy
+    from srkit.chat import encode_prompt
+    from srkit.models import load_policy
     from srkit.seed import load
 
     load_policy(model)
@@ -203,7 +207,7 @@ def _training(
 
 def _new(policy: Policy, conversations: list[Conversation]) -> int:
     """Tokens that the engine reads: what all prompts begin with is read once."""
-    from srkit.models import encode_prompt
+    from srkit.chat import encode_prompt
 
     ids = [encode_prompt(policy.tokenizer, c) for c in conversations]
     shared = len(os.path.commonprefix(ids))  # noqa: RUF071

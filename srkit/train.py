@@ -2,8 +2,8 @@
 
 `train_sft` makes the baseline and M1 from M0; `train_dpo` makes M(t+1) from M_t (paper sections
 2.1 and 2.4); `train_reward` makes a frozen reward model, which the paper has none of. All run TRL's
-trainers on token ids made by srkit.models, so that training sees the tokens that generation sees.
-`preference_loss` is DPO's equation, tied to TRL's by a parity test.
+trainers on token ids made by srkit.chat, so that training sees the tokens that generation sees.
+The steps are `srkit.trainers`', the losses `srkit.losses`'.
 
 Surprising decisions:
 - M(t+1) starts as a copy of M_t's adapter, and a frozen copy of the same adapter is the reference.
@@ -11,17 +11,9 @@ Surprising decisions:
   silently be M0. It is checked: copy equal, frozen and separate, first loss ln 2.
 - A candidate that was cut off gets no end-of-turn token; examples over `max_tokens` are left out
   and counted, never cut.
-- Batches are drawn at random; inside a batch the longest come first, so that what does not fit
-  into memory shows at once. The update is the same.
-- TRL's trainers run the steps, but the loss is ours: `srkit.logps` computes a pair's prompt once,
-  and no logits of prompts. Parity tests compare loss and gradients with TRL's own trainers. The
-  reward model's loss is TRL's own.
 - Adapters are trained in float32 even on a 4-bit base: TRL rounds them to bfloat16, which is
   coarser than the updates at the paper's learning rates.
 - A run that was killed goes on from its last whole checkpoint and ends with the same bytes.
-- Several processes (`srkit.distributed`) share a batch of the same examples as one process has:
-  a blank example of weight 0 stands in where one has none left, and a micro-batch draws its
-  dropout by what is in it. With the same micro_batch only the order of sums differs.
 
     python -c "from srkit.train import *; from srkit.tiny import tiny_tokenizer; print( \\
         loss_mask_table(tiny_tokenizer(), Example([{'role': 'user', 'content': 'Hi'}], 'Hello')))"
@@ -31,39 +23,29 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import math
-import os
-import random
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device
-from datasets import Dataset, disable_progress_bars
+from accelerate.utils import send_to_device
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.nn import functional
-from torch.utils.data import Sampler
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
-from trl.trainer.utils import use_adapter
+from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
+from srkit.chat import context_of, encode_completion, encode_prompt
 from srkit.config import SrkitError
-from srkit.disk import sync_files, write_atomically, writing
-from srkit.distributed import first, rank, share, together, world
-from srkit.logps import IGNORED, completion_logps, fast_layers, fast_training, pack
+from srkit.disk import writing
+from srkit.distributed import first, world
+from srkit.logps import IGNORED, completion_logps, fast_layers, fast_training
+from srkit.losses import preference_loss
 from srkit.memory import needed
 from srkit.models import (
     Policy,
     attach_adapter,
-    context_of,
-    encode_completion,
-    encode_prompt,
     load_base,
     placement,
     release,
@@ -71,13 +53,22 @@ from srkit.models import (
     with_reward_head,
 )
 from srkit.prompts import Conversation
-from srkit.study import derive_seed
+from srkit.trainers import (
+    WHOLE,
+    DpoSteps,
+    Progress,
+    RewardSteps,
+    SftSteps,
+    epoch_order,
+    quiet_and_deterministic,
+    row_lengths,
+    with_blank,
+)
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Model, Sft
 
 Row = dict[str, Any]
-WHOLE = "whole"  # a file in a checkpoint whose other files are on the disk, come a power cut
 LOGGED = {
     "loss": "loss",
     "learning_rate": "learning_rate",
@@ -129,52 +120,6 @@ class TrainingRun:
         return {name: getattr(self, name) for name in names}
 
 
-# --- formulas ----------------------------------------------------------------------------------
-
-
-def preference_loss(
-    policy_chosen: torch.Tensor,
-    policy_rejected: torch.Tensor,
-    reference_chosen: torch.Tensor,
-    reference_rejected: torch.Tensor,
-    beta: float,
-    smoothing: float = 0.0,
-    handicap: torch.Tensor | float = 0.0,
-) -> torch.Tensor:
-    """DPO's loss per pair: equation 7 of arXiv 2305.18290, before the mean.  # (batch,)
-
-    The first four are log-probabilities of whole completions, each of shape (batch,). Where policy
-    and reference agree, the loss is ln 2.
-
-    `smoothing` is the weight of the same pair turned round (the rest is that of the pair as it is):
-    1 - C in CREAM, arXiv 2410.12735. `handicap`, (batch,), is what the margin has before anything
-    is learned: `length_handicap` in R-DPO.
-    """
-    chosen_reward = beta * (policy_chosen - reference_chosen)  # (batch,)
-    rejected_reward = beta * (policy_rejected - reference_rejected)  # (batch,)
-    margin = chosen_reward - rejected_reward + handicap
-    kept, turned = functional.logsigmoid(margin), functional.logsigmoid(-margin)
-    return -(1 - smoothing) * kept - smoothing * turned
-
-
-def length_handicap(chosen: torch.Tensor, rejected: torch.Tensor, alpha: float) -> torch.Tensor:
-    """alpha (|y_w| - |y_l|): R-DPO's term in the margin, arXiv 2403.19159.  # (batch,)
-
-    Arguments are numbers of tokens, (batch,). A chosen response that is longer has a head start, so
-    that the pair teaches less; a shorter one teaches more.
-    """
-    return alpha * (chosen - rejected)
-
-
-def likelihood_loss(policy_chosen: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood per token of each chosen response: IRPO's second term, before alpha.
-
-    arXiv 2404.19733, equation 1, adds alpha times this to DPO's loss. Arguments have shape
-    (batch,): log-probabilities of whole completions, and their numbers of tokens.  # (batch,)
-    """
-    return -policy_chosen / tokens
-
-
 # --- examples as tokens ------------------------------------------------------------------------
 
 
@@ -206,14 +151,6 @@ def loss_mask_table(tokenizer: PreTrainedTokenizerBase, example: Example) -> lis
     row = sft_row(tokenizer, example)
     pairs = zip(row["input_ids"], row["labels"], strict=True)
     return [(tokenizer.decode([token]), label != IGNORED) for token, label in pairs]
-
-
-def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
-    """Indices in the order of one epoch: random batches, longest first inside each batch."""
-    order = list(range(len(lengths)))
-    random.Random(f"{seed} {epoch}").shuffle(order)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [i for batch in batches for i in sorted(batch, key=lambda i: -lengths[i])]
 
 
 def planned_steps(rows: int, settings: Sft | Dpo) -> int:
@@ -253,19 +190,9 @@ def shared_batch(settings: Sft | Dpo) -> tuple[int, int]:
     return micro, each // micro
 
 
-def _lengths(row: Row) -> tuple[int, int, int]:
-    """Longest sequence of a row, all its tokens, those with a loss."""
-    if "labels" in row:
-        trained = sum(label != IGNORED for label in row["labels"])
-        return len(row["labels"]), len(row["labels"]), trained
-    prompt, *completions = (len(row[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    answers = sum(completions) if all(completions) else 0
-    return prompt + max(completions), 2 * prompt + sum(completions), answers
-
-
 def _usable(rows: list[Row], max_tokens: int) -> list[Row]:
     """Rows that fit and have something to learn."""
-    kept = [row for row in rows if _lengths(row)[0] <= max_tokens and _lengths(row)[2] > 0]
+    kept = [row for row in rows if row_lengths(row)[0] <= max_tokens and row_lengths(row)[2] > 0]
     if not kept:
         raise SrkitError(
             f"None of {len(rows)} examples can be trained on: all are longer than {max_tokens} "
@@ -277,7 +204,7 @@ def _usable(rows: list[Row], max_tokens: int) -> list[Row]:
 
 def _tokens_seen(rows: list[Row], settings: Sft | Dpo, seed: int, steps: int) -> tuple[int, int]:
     """Tokens and trained tokens in the first `steps` batches."""
-    sizes = [_lengths(row) for row in rows]
+    sizes = [row_lengths(row) for row in rows]
     order: list[list[int]] = []
     while len(order) < steps:
         epoch = len(order) // math.ceil(len(rows) / settings.batch_size)
@@ -319,7 +246,7 @@ def train_sft(
         policy = attach_adapter(Policy(base, tokenizer, folder.name), adapter, trainable=True)
     else:
         policy = Policy(_new_adapter(base, cfg).eval(), tokenizer, folder.name)
-    return _train(_Sft, policy, rows, cfg, settings, folder, seed, len(examples))
+    return _train(SftSteps, policy, rows, cfg, settings, folder, seed, len(examples))
 
 
 def train_dpo(
@@ -342,7 +269,7 @@ def train_dpo(
     planned_steps(len(rows), settings)
     seed = seed % 2**32
     policy = attach_adapter(Policy(base, tokenizer, folder.name), Path(adapter), trainable=True)
-    return _train(_Dpo, policy, rows, cfg, settings, folder, seed, len(pairs))
+    return _train(DpoSteps, policy, rows, cfg, settings, folder, seed, len(pairs))
 
 
 def train_reward(
@@ -365,7 +292,7 @@ def train_reward(
     set_seed(seed)
     model = _new_adapter(with_reward_head(base), cfg, "SEQ_CLS").eval()
     policy = Policy(model, tokenizer, folder.name)
-    return _train(_Reward, policy, rows, cfg, settings, folder, seed, len(pairs))
+    return _train(RewardSteps, policy, rows, cfg, settings, folder, seed, len(pairs))
 
 
 def _new_adapter(base: torch.nn.Module, cfg: Model, task: str = "CAUSAL_LM") -> PeftModel:
@@ -421,7 +348,7 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="none",
-        disable_tqdm=True,  # it prints every log line; _Progress does not
+        disable_tqdm=True,  # it prints every log line; Progress does not
         seed=seed,
         **more,
     )
@@ -438,23 +365,11 @@ def _trainer(
         model=policy.model,
         args=_arguments(kind.config, cfg, settings, *where, **kind.options(settings)),
         data_collator=kind.collate,
-        train_dataset=Dataset.from_list(rows if world() == 1 else _with_blank(rows)),
+        train_dataset=Dataset.from_list(rows if world() == 1 else with_blank(rows)),
         processing_class=policy.tokenizer,
     )
     trainer.settings = settings  # what TRL's arguments have no word for
     return trainer
-
-
-def _with_blank(rows: list[Row]) -> list[Row]:
-    """Rows of weight 1, and at the end one of weight 0, the shortest, for who has no other."""
-    blank = min(rows, key=lambda row: _lengths(row)[0])
-    return [*({**row, "weight": 1.0} for row in rows), {**blank, "weight": 0.0}]
-
-
-def _weighed(rows: list[Row]) -> tuple[list[Row], torch.Tensor]:
-    """The rows of a micro-batch without blanks, or one blank if there is nothing else; weights."""
-    rows = [row for row in rows if row.get("weight", 1.0)] or rows[:1]
-    return rows, torch.tensor([row.get("weight", 1.0) for row in rows])  # (rows,)
 
 
 def _train(
@@ -474,20 +389,20 @@ def _train(
         f"{section}.gradient_checkpointing=true or lower {section}.max_tokens, with --set and "
         "--change."
     )
-    with _quiet_and_deterministic(), writing(folder), needed("training", advice):
+    with quiet_and_deterministic(), writing(folder), needed("training", advice):
         start = _adapter_values(policy.model)
-        with (fast_layers if kind is _Reward else fast_training)(policy.model):
+        with (fast_layers if kind is RewardSteps else fast_training)(policy.model):
             trainer = _trainer(kind, policy, rows, cfg, settings, folder, seed)
             _restore(policy.model, start)
-            first_loss = _check_start(trainer, start) if kind is _Dpo else None
+            first_loss = _check_start(trainer, start) if kind is DpoSteps else None
             trainer.remove_callback(PrinterCallback)
             checkpoint = first(lambda: _last_checkpoint(folder / "checkpoints"))
-            with closing(_Progress()) as progress:  # whatever is said next has a line of its own
+            with closing(Progress()) as progress:  # whatever is said next has a line of its own
                 trainer.add_callback(progress)
                 trainer.train(resume_from_checkpoint=checkpoint)
         log = _log_rows(trainer.state.log_history)
         _check_end(policy.model, start, log)
-        if kind is _Dpo:
+        if kind is DpoSteps:
             policy.model.delete_adapter("ref")
         first(lambda: _save(policy, log, folder))
     steps, seconds = trainer.state.global_step, round(sum(row["seconds"] for row in log), 3)
@@ -529,7 +444,7 @@ def _restore(model: PeftModel, start: dict[str, torch.Tensor]) -> None:
             parameter.data = start[name].clone()
 
 
-def _check_start(trainer: _Dpo, start: dict[str, torch.Tensor]) -> float:
+def _check_start(trainer: DpoSteps, start: dict[str, torch.Tensor]) -> float:
     """The policy is M_t, the reference a frozen copy of M_t, and so the first loss is ln 2.
 
     Returns that loss.
@@ -551,7 +466,7 @@ def _check_start(trainer: _Dpo, start: dict[str, torch.Tensor]) -> float:
     return loss
 
 
-def _first_loss(trainer: _Dpo) -> float:
+def _first_loss(trainer: DpoSteps) -> float:
     """`preference_loss` on the first micro-batch before training, without dropout."""
     count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
@@ -588,248 +503,3 @@ def _log_rows(history: list[Row]) -> list[Row]:
         for entry in history
         if "loss" in entry
     ]
-
-
-# --- TRL, made quiet, local and repeatable -----------------------------------------------------
-
-
-class _Progress(TrainerCallback):
-    """A progress bar, the seconds of each step in the log, and a mark on whole checkpoints."""
-
-    bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc="training",
-            unit="step",
-            mininterval=2.0,
-            disable=rank() > 0,
-        )
-        self.since = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        now = time.monotonic()
-        state.log_history[-1]["seconds"] = round(now - self.since, 3)
-        self.since = now
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.bar.update(1)
-
-    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if rank() == 0:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            sync_files(checkpoint)
-            write_atomically(checkpoint / WHOLE, "")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-class _Order(Sampler):
-    """`epoch_order` as a sampler; accelerate announces the epochs, and deals out micro-batches.
-
-    Blanks, the row after the last one, fill up to a multiple of `fill` rows.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, fill: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-        self.blanks = [len(lengths)] * (-len(lengths) % fill)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        order = epoch_order(self.lengths, self.batch_size, self.seed, self.epoch)
-        return iter(order + self.blanks)
-
-    def __len__(self) -> int:
-        return len(self.lengths) + len(self.blanks)
-
-
-class _Local:
-    """What both trainers do our way: our order, our forward pass, no telemetry.
-
-    `items` of a micro-batch is what its loss is a mean over: trained tokens, or pairs. Each process
-    divides by its part of the whole batch's, since DDP takes the mean of the processes' gradients.
-    """
-
-    loss_is_scaled_for_ga = True
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _Order:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [_lengths(row)[0] for row in rows if row.get("weight", 1.0)]
-        processes, micro = self.args.world_size, self.args.per_device_train_batch_size
-        batch_size = micro * self.args.gradient_accumulation_steps * processes
-        fill = micro * processes if processes > 1 else 1
-        return _Order(lengths, batch_size, self.args.seed, fill)
-
-    def get_batch_samples(self, *args: Any) -> tuple[list[Row], torch.Tensor]:
-        """The micro-batches of an update, and its items divided by the number of processes."""
-        batches, _ = super().get_batch_samples(*args)
-        items = torch.stack([batch["items"] for batch in batches]).sum().to(self.args.device)
-        return batches, self.accelerator.gather(items).sum() / self.args.world_size
-
-    def training_step(self, model: torch.nn.Module, inputs: Row, *args: Any) -> torch.Tensor:
-        # Whoever computes a micro-batch draws the same dropout.
-        place = self.args.seed, self.state.global_step, str(inputs["input_ids"].tolist())
-        torch.manual_seed(derive_seed(*place))
-        return super().training_step(model, inputs, *args)
-
-    def _send_telemetry(self) -> None:
-        pass
-
-
-class _Sft(_Local, SFTTrainer):
-    config = SFTConfig
-
-    @staticmethod
-    def options(settings: Sft) -> Row:
-        return {"dataset_kwargs": {"skip_prepare_dataset": True}}
-
-    @staticmethod
-    def collate(rows: list[Row]) -> Row:
-        """A micro-batch."""
-        rows, weights = _weighed(rows)
-        starts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
-        ids = [row["input_ids"] for row in rows]
-        batch = pack([(i[:start], [i[start:]]) for i, start in zip(ids, starts, strict=True)])
-        trained = torch.tensor([len(i) - start for i, start in zip(ids, starts, strict=True)])
-        return batch | {"weights": weights, "items": (weights * trained).sum()}
-
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: Row, *_: Any, num_items_in_batch: torch.Tensor
-    ) -> torch.Tensor:
-        """This micro-batch's part of the mean over the trained tokens of the whole batch."""
-        return -(inputs["weights"] * completion_logps(model, inputs)).sum() / num_items_in_batch
-
-
-class _Dpo(_Local, DPOTrainer):
-    config = DPOConfig
-
-    @staticmethod
-    def options(settings: Dpo) -> Row:
-        dropout = {"disable_dropout": False}  # the adapter's own; the paper trains with 0.1
-        return {"beta": settings.beta, "precompute_ref_log_probs": True, **dropout}
-
-    @staticmethod
-    def collate(rows: list[Row]) -> Row:
-        """A micro-batch. `reference`: log-probabilities, (pairs, 2), once they are computed."""
-        rows, weights = _weighed(rows)
-        batch = pack(
-            [(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
-        )
-        if "ref_chosen_logps" in rows[0]:
-            names = ("ref_chosen_logps", "ref_rejected_logps")
-            batch["reference"] = torch.tensor([[row[name] for name in names] for row in rows])
-        return batch | {"weights": weights, "items": weights.sum()}
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **more: Any) -> Dataset:
-        return dataset  # tokenised already; TRL has no switch for that here
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Add the reference's log-probabilities; TRL's own keeps them in a file of one process."""
-        starts = share(range(0, len(dataset), batch_size))
-        parts = [range(i, min(i + batch_size, len(dataset))) for i in starts]
-        found = together(lambda: [self._reference(dataset.select(part)) for part in parts])
-        logps = torch.cat([logps for theirs in found for logps in theirs])  # (pairs, 2)
-        logps = functional.pad(logps, (0, 0, 0, len(dataset) - len(logps)))  # 0 for a blank
-        for i, side in enumerate(("chosen", "rejected")):
-            dataset = dataset.add_column(f"ref_{side}_logps", logps[:, i].tolist())
-        return dataset
-
-    def _reference(self, rows: Dataset) -> torch.Tensor:
-        self.model.eval()  # the copy that TRL has just made is in training mode, with dropout
-        inputs = send_to_device(self.collate(list(rows)), self.accelerator.device)
-        with torch.no_grad(), use_adapter(self.model, "ref"), self.accelerator.autocast():
-            return completion_logps(self.model, inputs).view(-1, 2).cpu()
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Row,
-        *_: Any,
-        num_items_in_batch: torch.Tensor | None = None,
-        **more: Any,
-    ) -> torch.Tensor:
-        """Part of the mean over the whole batch's pairs: `preference_loss`, and `dpo.nll` times
-        `likelihood_loss`. (TRL's `sft` is a mean over tokens, not over pairs.)
-        """
-        logps = completion_logps(model, inputs).view(-1, 2)  # (pairs, 2): chosen, rejected
-        reference, weights = inputs["reference"], inputs["weights"]  # (pairs, 2), (pairs,)
-        settings, tokens = self.settings, torch.tensor(inputs["lengths"])[:, 1:]  # (pairs, 2)
-        chosen, rejected = tokens.to(logps.device).unbind(1)
-        loss = preference_loss(
-            *logps.unbind(1),
-            *reference.unbind(1),
-            self.beta,
-            settings.label_smoothing,
-            length_handicap(chosen, rejected, settings.length_penalty),
-        )
-        if settings.nll:
-            loss = loss + settings.nll * likelihood_loss(logps[:, 0], chosen)
-        logps = logps.detach()
-        margins = self.beta * (logps - reference).diff(dim=1).neg().squeeze(1)  # (pairs,)
-        values = torch.stack([(margins > 0).float(), margins, *logps.unbind(1)], dim=1)
-        names = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-        metrics = self._metrics["train" if model.training else "eval"]
-        for row in gather_object(values[weights > 0].tolist()):
-            for name, value in zip(names, row, strict=True):
-                metrics[name].append(value)
-        items = weights.sum() if num_items_in_batch is None else num_items_in_batch
-        return (weights * loss).sum() / items
-
-
-class _Reward(_Local, RewardTrainer):
-    """Its rows are whole texts, with the prompt in both; the head reads a text's last token."""
-
-    config = RewardConfig
-    collate = None  # TRL's, which knows the padding
-
-    @staticmethod
-    def options(settings: Sft) -> Row:
-        return {"center_rewards_coefficient": 0.01, "disable_dropout": False}
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.padded = self.data_collator  # TRL's: all chosen, then all rejected
-        self.data_collator = self._collate
-
-    def _collate(self, rows: list[Row]) -> Row:
-        rows, weights = _weighed(rows)
-        return self.padded(rows) | {"items": weights.sum()}
-
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: Row, *_: Any, num_items_in_batch: torch.Tensor
-    ) -> torch.Tensor:
-        """TRL's mean over this micro-batch as its part of the mean over the whole batch's pairs."""
-        items = inputs.pop("items")
-        loss = super().compute_loss(model, inputs) * items / num_items_in_batch
-        seen = self._metrics["train"]
-        for name, ours in (("accuracy", "rewards/accuracies"), ("margin", "rewards/margins")):
-            seen[ours] += seen.pop(name)  # as DPO's are called
-        return loss
-
-
-@contextmanager
-def _quiet_and_deterministic() -> Iterator[None]:
-    """Repeatable arithmetic for the time of a training.
-
-    Left on, deterministic algorithms would be forced on sampling later in the same process.
-    """
-    disable_progress_bars()  # widgets, which an executed notebook cannot show again
-    # It warns of equal file times, which say nothing here: checkpoints go by their numbers.
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
-    was = torch.are_deterministic_algorithms_enabled()
-    was_warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes nothing
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was, warn_only=was_warn)
-        torch.utils.deterministic.fill_uninitialized_memory = filled

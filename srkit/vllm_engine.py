@@ -45,9 +45,9 @@ import torch
 from safetensors.torch import load_file
 
 from srkit import models
+from srkit.chat import encode_prompt, stop_token_ids
 from srkit.config import Model, SrkitError
 from srkit.engine import Completion, Sampling
-from srkit.models import encode_prompt, stop_token_ids
 from srkit.prompts import Conversation, user
 
 if TYPE_CHECKING:

@@ -284,7 +284,8 @@ def tables(case):
 
 
 def models(case):
-    from srkit.models import encode_prompt, load_base
+    from srkit.chat import encode_prompt
+    from srkit.models import load_base
 
     model, tokenizer = load_base(
         Model(**{"name": "model", "cache": "cache", **case.get("input", {})})

@@ -9,8 +9,8 @@ import torch
 
 from srkit import bench
 from srkit.bench import OURS, Contestant, Size, Work
+from srkit.chat import encode_prompt, stop_token_ids
 from srkit.config import Model, SrkitError, resolve
-from srkit.models import encode_prompt, stop_token_ids
 
 SMALL = Size(prompts=4, samples=2, tokens=6, batch=2, single=1, sweep=(2, 4))
 

@@ -84,10 +84,10 @@ def test_every_update_has_the_examples_of_one_process(rows):
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler
 
-    from srkit.train import _Order, epoch_order
+    from srkit.trainers import Order, epoch_order
 
     lengths = [7 * i % 10 for i in range(rows)]
-    order = _Order(lengths, 8, seed=5, fill=4)
+    order = Order(lengths, 8, seed=5, fill=4)
     dealt = [list(BatchSamplerShard(BatchSampler(order, 2, False), 2, rank)) for rank in (0, 1)]
     alone = epoch_order(lengths, 8, 5, 0)
     assert len(dealt[0]) == len(dealt[1]) == len(order) / 4
@@ -98,21 +98,21 @@ def test_every_update_has_the_examples_of_one_process(rows):
 
 
 def test_a_blank_stands_alone_in_a_micro_batch_and_counts_for_nothing():
-    from srkit.train import _Dpo, _Sft, _with_blank
+    from srkit.trainers import DpoSteps, SftSteps, with_blank
 
     rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4] * 9, "labels": []}]
     rows[1]["labels"] = [-100] * 4 + [4] * 5
-    filled = _with_blank(rows)
+    filled = with_blank(rows)
     assert filled[2] == {**rows[0], "weight": 0.0}
-    with_blank, without = _Sft.collate(filled), _Sft.collate(rows)
+    with_blank, without = SftSteps.collate(filled), SftSteps.collate(rows)
     assert with_blank["input_ids"].tolist() == without["input_ids"].tolist()
     assert with_blank["weights"].tolist() == [1, 1]
     assert with_blank["items"] == without["items"] == 7
-    alone = _Sft.collate([filled[2]] * 2)
+    alone = SftSteps.collate([filled[2]] * 2)
     assert (alone["weights"].tolist(), alone["items"]) == ([0], 0)
     assert alone["input_ids"].tolist() == [[1, 2]]
     pair = {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}
-    assert _Dpo.collate(_with_blank([pair] * 3))["items"] == 3
+    assert DpoSteps.collate(with_blank([pair] * 3))["items"] == 3
 
 
 # --- two processes -------------------------------------------------------------------------------

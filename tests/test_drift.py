@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from srkit import drift, stats
+from srkit.chat import encode_prompt, stop_token_ids
 from srkit.config import Model
 from srkit.engine import Completion, Sampling
 from srkit.generate import sample
-from srkit.models import Policy, encode_prompt, load_base, stop_token_ids
+from srkit.models import Policy, load_base
 from srkit.prompts import user
 from srkit.study import Study
 from srkit.tiny import tiny_model, tiny_tokenizer

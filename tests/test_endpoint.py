@@ -548,18 +548,18 @@ SERVERS = {"llama.cpp": llama_cpp, "vllm": vllm}
 
 def weights() -> Path:
     """The folder of the embedded model's weights."""
-    from srkit.models import _source
+    from srkit.weights import locate
 
-    return Path(_source(Model())).resolve()
+    return Path(locate(Model())).resolve()
 
 
 def unpacked_gguf(target: Path) -> Path:
     """The embedded GGUF file with its 4-bit tensors dequantised to float32."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
 
-    from srkit.models import _smollm2_file
+    from srkit.weights import smollm2_file
 
-    reader = GGUFReader(_smollm2_file())
+    reader = GGUFReader(smollm2_file())
     writer = GGUFWriter(target, reader.get_field("general.architecture").contents())
     for name, part in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":

@@ -14,7 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from srkit import generate
+from srkit import generate, linears
+from srkit.chat import encode_completion, encode_prompt, stop_token_ids
 from srkit.config import Model, SrkitError
 from srkit.generate import (
     Completion,
@@ -25,7 +26,7 @@ from srkit.generate import (
     score_answers,
     score_options,
 )
-from srkit.models import Policy, encode_completion, encode_prompt, load_base, stop_token_ids
+from srkit.models import Policy, load_base
 from srkit.prompts import user
 from srkit.tiny import tiny_model, tiny_tokenizer
 
@@ -212,10 +213,10 @@ def test_done_rows_leave_and_waiting_prompts_enter(policy, passes, monkeypatch):
 @pytest.mark.parametrize("share", [1, 4])
 def test_the_batch_fits_the_free_memory(policy, passes, monkeypatch, share):
     batch = generate._Batch
-    with torch.no_grad(), generate._prepared(policy.model) as model:
+    with torch.no_grad(), linears.prepared(policy.model) as model:
         row = batch(model, [tuple(encode_prompt(TOKENIZER, CHATS[0]))], 12).row_bytes
     free = 1.1 * share * row / generate.MEMORY_SHARE
-    monkeypatch.setattr(generate, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(generate, "free_bytes", lambda device: free)
     assert sample(policy, CHATS, 3, HOT, SEEDS) == all_alone(policy)
     # a second prompt's row may take the place of one that ended early
     assert min(share, 3) <= max(rows for rows, tokens in passes if tokens == 1) <= share

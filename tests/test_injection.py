@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from srkit import models, probes
+from srkit import probes, weights
+from srkit.chat import encode_completion, encode_prompt, end_of_turn_id
 from srkit.config import Endpoint, Instruct, SrkitError
 from srkit.endpoint import EndpointEngine, defuse
 from srkit.instruct import few_shots
 from srkit.judge import draw_judgements
-from srkit.models import encode_completion, encode_prompt, end_of_turn_id
 from srkit.prompts import (
     SCORE_STOP,
     compare_prompt,
@@ -39,13 +39,13 @@ ATTACKS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["tiny", models.SMOLLM2])
+@pytest.fixture(scope="module", params=["tiny", weights.SMOLLM2])
 def tokenizer(request):
     """The tiny model's and, straight out of its GGUF file, SmolLM2's."""
     if request.param == "tiny":
         return TINY
     try:
-        file = models._smollm2_file()
+        file = weights.smollm2_file()
     except SrkitError as error:
         pytest.skip(f"needs the embedded model: {error}")
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

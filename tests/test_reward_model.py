@@ -9,16 +9,11 @@ import pytest
 import torch
 from trl import RewardConfig, RewardTrainer
 
-from srkit import metrics, reward_model, train
+from srkit import metrics, reward_model, train, trainers
+from srkit.chat import encode_prompt
 from srkit.config import Model, Sft, SrkitError
 from srkit.judge import judge_candidates, judge_held_out
-from srkit.models import (
-    encode_prompt,
-    fingerprint,
-    load_base,
-    load_policy,
-    with_reward_head,
-)
+from srkit.models import fingerprint, load_base, load_policy, with_reward_head
 from srkit.prompts import user
 from srkit.study import Study
 from srkit.train import Preference, dpo_row, reward_row, train_reward
@@ -90,7 +85,7 @@ def test_loss_and_gradients_are_trls_and_those_of_the_formula(tmp_path):
     theirs.model.train()
     expected = theirs.compute_loss(theirs.model, theirs.data_collator(list(rows)))
     expected.backward()
-    ours, rows = small(tmp_path, train._Reward, RewardConfig)
+    ours, rows = small(tmp_path, trainers.RewardSteps, RewardConfig)
     ours.model.train()
     rows, total = list(rows), 0.0
     for part in (rows[:3], rows[3:]):  # micro-batches of unequal size
@@ -149,14 +144,14 @@ def test_altered_weights_are_refused(made, tmp_path):
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(made, tmp_path, monkeypatch):
-    save = train._Reward._save_checkpoint
+    save = trainers.RewardSteps._save_checkpoint
 
     def cut(self, *args):
         save(self, *args)
         if self.state.global_step == 4:
             raise KeyboardInterrupt  # before it is marked as whole: step 2 is the last one
 
-    monkeypatch.setattr(train._Reward, "_save_checkpoint", cut)
+    monkeypatch.setattr(trainers.RewardSteps, "_save_checkpoint", cut)
     with suppress(KeyboardInterrupt):
         train_reward(TINY, PAIRS, SETTINGS, tmp_path / "a", 7)
     monkeypatch.undo()

@@ -15,33 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from srkit import train
+from srkit import train, trainers
+from srkit.chat import end_of_turn_id
 from srkit.config import Dpo, Model, Sft, SrkitError
-from srkit.logps import fast_training
-from srkit.models import (
-    Policy,
-    attach_adapter,
-    end_of_turn_id,
-    fingerprint,
-    load_base,
-    load_policy,
-)
+from srkit.logps import IGNORED, fast_training
+from srkit.models import Policy, attach_adapter, fingerprint, load_base, load_policy
 from srkit.tiny import tiny_model, tiny_tokenizer
 from srkit.train import (
-    IGNORED,
     Example,
     Preference,
     dpo_row,
-    epoch_order,
-    length_handicap,
-    likelihood_loss,
     loss_mask_table,
     planned_steps,
-    preference_loss,
     sft_row,
     train_dpo,
     train_sft,
 )
+from srkit.trainers import epoch_order
 
 TINY = Model(name="tiny", lora_rank=4, lora_dropout=0.1)
 PLAIN = Model(name="tiny", lora_rank=4)
@@ -97,51 +87,6 @@ def m2(m1, tmp_path_factory):
 
 def _sha(folder) -> str:
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
-# --- formulas ----------------------------------------------------------------------------------
-
-
-def test_preference_loss_by_hand():
-    chosen, rejected, zero = (
-        torch.tensor([-10.0, -1.0]),
-        torch.tensor([-12.0, -4.0]),
-        torch.zeros(2),
-    )
-    loss = preference_loss(chosen, rejected, zero, zero, beta=0.5)
-    # -log sigmoid(0.5 * 2) and -log sigmoid(0.5 * 3)
-    assert loss.tolist() == pytest.approx([0.3132617, 0.2014133], abs=1e-6)
-    same = preference_loss(chosen, rejected, chosen, rejected, beta=0.1)
-    assert same.tolist() == pytest.approx([math.log(2)] * 2)
-    worse = preference_loss(rejected, chosen, zero, zero, beta=0.5)
-    assert worse.tolist() == pytest.approx([1.3132617, 1.7014133], abs=1e-6)
-
-
-def test_smoothing_weighs_the_pair_turned_round_by_hand():
-    chosen, rejected, zero = torch.tensor([-10.0]), torch.tensor([-12.0]), torch.zeros(1)
-    loss = preference_loss(chosen, rejected, zero, zero, 0.5, smoothing=0.2)
-    # 0.8 times -log sigmoid(1), 0.2 times -log sigmoid(-1)
-    assert loss.item() == pytest.approx(0.8 * 0.3132617 + 0.2 * 1.3132617, abs=1e-6)
-    turned = preference_loss(rejected, chosen, zero, zero, 0.5, smoothing=0.8)
-    assert turned.item() == pytest.approx(loss.item()), "C = 0.2 takes the pairs the other way"
-    pairs = [torch.tensor([a], requires_grad=True) for a in (-10.0, -12.0)]
-    preference_loss(*pairs, *(p.detach() for p in pairs), 0.5, smoothing=0.5).sum().backward()
-    assert pairs[0].grad.item() == 0, "C = 1/2 teaches nothing at the start"
-
-
-def test_length_handicap_by_hand():
-    tokens = torch.tensor([60, 10, 30]), torch.tensor([10, 60, 30])
-    handicap = length_handicap(*tokens, alpha=0.02)
-    assert handicap.tolist() == pytest.approx([1.0, -1.0, 0.0])
-    chosen, rejected, zero = torch.full((3,), -10.0), torch.full((3,), -12.0), torch.zeros(3)
-    loss = preference_loss(chosen, rejected, zero, zero, 0.5, handicap=handicap)
-    # a margin of 1 and of the handicap: -log sigmoid of 2, 0 and 1
-    assert loss.tolist() == pytest.approx([0.1269280, math.log(2), 0.3132617], abs=1e-6)
-
-
-def test_likelihood_loss_by_hand():
-    loss = likelihood_loss(torch.tensor([-10.0, -1.0]), torch.tensor([5, 4]))
-    assert loss.tolist() == [2.0, 0.25], "nats per token of the chosen response"
 
 
 # --- examples as tokens ------------------------------------------------------------------------
@@ -359,7 +304,7 @@ def test_dpo_starts_from_m1_and_leaves_m1_alone(m1, m2):
 
 def test_dpo_logs_the_policys_own_log_probabilities(plain, plain_m2, tokenizer, plain_logp):
     rows = [dpo_row(tokenizer, pair) for pair in PAIRS]
-    lengths = [train._lengths(row)[0] for row in rows]
+    lengths = [trainers.row_lengths(row)[0] for row in rows]
     policy, logps = load_policy(PLAIN, plain[0]), []
     for i in epoch_order(lengths, 4, 3, 0)[:4]:
         row = rows[i]
@@ -462,14 +407,14 @@ def test_nf4_adapters_stay_float32(tmp_path):
 
 def _kill_at(step: int, monkeypatch):
     """Stop the next training as a kill would, at the end of a step."""
-    plain = train._Progress.on_step_end
+    plain = trainers.Progress.on_step_end
 
     def on_step_end(self, args, state, control, **more):
         plain(self, args, state, control, **more)
         if state.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Progress, "on_step_end", on_step_end)
+    monkeypatch.setattr(trainers.Progress, "on_step_end", on_step_end)
 
 
 @pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint; in the second epoch
@@ -528,7 +473,9 @@ def test_a_killed_dpo_goes_on_and_ends_the_same(m1, m2, tmp_path, monkeypatch):
     monkeypatch.undo()
     steps = []
     monkeypatch.setattr(
-        train._Progress, "on_step_end", lambda s, a, state, c, **m: steps.append(state.global_step)
+        trainers.Progress,
+        "on_step_end",
+        lambda s, a, state, c, **m: steps.append(state.global_step),
     )
     run = train_dpo(TINY, m1[0], PAIRS, DPO, folder, SEED)
     assert steps == [5, 6]  # the checkpoint of step 4 was used
@@ -567,13 +514,13 @@ def test_training_needs_no_network_and_prints_nothing(m1, tmp_path, monkeypatch,
 
 
 def test_every_epoch_has_an_order_of_its_own(plain, tmp_path, monkeypatch):
-    epochs, ask = [], train._Order.__iter__
+    epochs, ask = [], trainers.Order.__iter__
 
     def spy(order):
         epochs.append(order.epoch)
         return ask(order)
 
-    monkeypatch.setattr(train._Order, "__iter__", spy)
+    monkeypatch.setattr(trainers.Order, "__iter__", spy)
     train_sft(PLAIN, EXAMPLES, SFT, tmp_path / "M1", 3)
     assert epochs == [0, 1]
     assert _sha(tmp_path / "M1") == _sha(plain[0])

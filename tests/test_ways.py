@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from srkit import judge_ways, ways
+from srkit.chat import encode_completion, encode_prompt
 from srkit.config import Model, SrkitError, resolve
-from srkit.models import encode_completion, encode_prompt, load_policy
+from srkit.models import load_policy
 from srkit.plan import model_before, plan
 from srkit.prompts import judge_prompt, user, yes_no_prompt
 from srkit.study import Study

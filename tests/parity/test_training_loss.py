@@ -6,12 +6,13 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from srkit import train
+from srkit import train, trainers
 from srkit.config import Dpo, Model, Sft
 from srkit.logps import fast_training
+from srkit.losses import preference_loss
 from srkit.models import Policy
 from srkit.tiny import tiny_model, tiny_tokenizer
-from srkit.train import Example, Preference, dpo_row, preference_loss, sft_row
+from srkit.train import Example, Preference, dpo_row, sft_row
 
 CFG = Model(name="tiny", device="cpu")
 PAIRS = [
@@ -63,7 +64,7 @@ def _dpo_pair(tokenizer, rows, beta, folder, losses=None, **ours_alone):
     model = _policy(tokenizer)
     with fast_training(model):
         ours = train._trainer(
-            train._Dpo,
+            trainers.DpoSteps,
             Policy(model, tokenizer, "M1"),
             rows,
             CFG,
@@ -178,7 +179,7 @@ def test_sft_loss_and_gradients(micro, tokenizer, tmp_path):
     theirs = _theirs(SFTTrainer, SFTConfig, tokenizer, rows, tmp_path / "theirs", **skip)
     policy = Policy(_policy(tokenizer), tokenizer, "M1")
     settings = Sft(), tmp_path / "ours", 0
-    ours = train._trainer(train._Sft, policy, rows, CFG, *settings)
+    ours = train._trainer(trainers.SftSteps, policy, rows, CFG, *settings)
     trained = sum(label != train.IGNORED for row in rows for label in row["labels"])
     expected = theirs.compute_loss(theirs.model.eval(), theirs.data_collator(rows))
     expected.backward()

@@ -78,7 +78,7 @@ class Watch:
 def spy(watch: Watch) -> None:
     """Let the study, the trainers and `os.fsync` tell what they do."""
     from srkit.study import Study
-    from srkit.train import _Local
+    from srkit.trainers import Local
 
     def wrap(method: str) -> None:
         plain = getattr(Study, method)
@@ -114,7 +114,7 @@ def spy(watch: Watch) -> None:
     for method in ("make_table", "make_file", "make_folder"):
         wrap(method)
     plain_fsync, os.fsync = os.fsync, fsync
-    plain_step, _Local.training_step = _Local.training_step, training_step
+    plain_step, Local.training_step = Local.training_step, training_step
 
 
 def child(job: dict[str, Any]) -> int:
