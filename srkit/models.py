@@ -24,7 +24,6 @@ import gc
 import hashlib
 import importlib.util
 import json
-import logging
 import math
 import re
 import tempfile
@@ -53,8 +52,6 @@ from srkit.reading import read_object, shown
 from srkit.tiny import tiny_model, tiny_tokenizer
 from srkit.weights import could_not_load, locate
 
-# bitsandbytes advertises a kernel that it would fetch from a hub.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # "Loading weights" takes a second, and as a widget it cannot be shown again in a saved notebook.
 transformers_logging.disable_progress_bar()
 # PEFT 0.21 still asks by the old name, each time an adapter is put on.
