@@ -363,8 +363,8 @@ def figures(study: StudyArgument) -> None:
     from srkit.tables import write_tables
 
     opened = Study.open(study)
-    for stem in draw_figures(opened):
-        typer.echo(f"{stem}.png .svg .pdf .csv")
+    for name in draw_figures(opened):
+        typer.echo(f"{opened.path / 'figures' / name}.png .svg .pdf .csv")
     for stem in write_tables(opened):
         typer.echo(f"{stem}.csv .md .tex")
 

@@ -8,18 +8,19 @@ looks is in `srkit.figures`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from srkit import ablations, breakdowns, costs, figures, metrics, signals
+from srkit.parallel import fork_map, shares
 from srkit.plan import SEED_MODELS, model_after
 from srkit.study import Study
 
 Drawing = tuple[Figure, pd.DataFrame]
+FIGURES_EACH = 8  # that pay for a process of their own
 
 # Figures that show one table: what draws it, the analysis and the table's name there.
 SIMPLE = {
@@ -250,9 +251,17 @@ def draw_figure(study: Study, name: str) -> Figure:
     return figure
 
 
-def draw_figures(study: Study) -> list[Path]:
-    """Draw all figures of a finished study; returns their paths without endings."""
-    names = drawings(study)
-    for name in names:
-        draw_figure(study, name)
-    return [study.path / "figures" / name for name in names]
+def draw_figures(study: Study) -> dict[str, tuple[float, str]]:
+    """Draw all figures of a finished study, on all cores.
+
+    Returns, by name, the width in inches and the text below, which states n and interval.
+    """
+    names = list(drawings(study))
+    parts = fork_map(partial(_drawn, study), shares(names, [1] * len(names), FIGURES_EACH))
+    found = {name: told for part in parts for name, told in part.items()}
+    return {name: found[name] for name in names}
+
+
+def _drawn(study: Study, names: Sequence[str]) -> dict[str, tuple[float, str]]:
+    drawn = {name: draw_figure(study, name) for name in names}
+    return {name: (f.get_figwidth(), f.get_supxlabel()) for name, f in drawn.items()}

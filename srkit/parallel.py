@@ -27,7 +27,6 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import psutil
-import torch
 
 from srkit.config import SrkitError
 
@@ -48,7 +47,7 @@ def shares(items: Sequence[Item], weights: Sequence[int], each: int) -> list[lis
 
     The heaviest come first, to the lightest share; the order depends on the weights alone.
     """
-    count = min(torch.get_num_threads(), len(items), sum(weights) // each)
+    count = min(_threads(), len(items), sum(weights) // each)
     if sys.platform != "linux" or count < 2:
         return [list(items)]
     dealt: list[list[Item]] = [[] for _ in range(count)]
@@ -58,6 +57,14 @@ def shares(items: Sequence[Item], weights: Sequence[int], each: int) -> list[lis
         dealt[to].append(items[i])
         loads[to] += weights[i]
     return dealt
+
+
+def _threads() -> int:
+    """torch's, where it is loaded: what only draws or counts does not wait for it."""
+    if torch := sys.modules.get("torch"):
+        return torch.get_num_threads()
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdigit() else os.cpu_count() or 1
 
 
 def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
@@ -78,7 +85,7 @@ def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Resu
             try:
                 process.start()
             except OSError as error:
-                why = f"A process to generate in cannot be started: {error}."
+                why = f"Another process cannot be started: {error}."
                 raise SrkitError(f"{why} {FEWER}") from None
             finally:
                 theirs.close()
@@ -99,7 +106,8 @@ def fork_map(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Resu
 def _answer(work: Callable[[Any], Any], part: Any, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     began = _peak()  # all of it shared with the parent
     try:
@@ -124,7 +132,7 @@ def _result(connection: Connection) -> Any:
         good, value = connection.recv()
     except (EOFError, OSError):  # before its answer, or in the middle of it
         raise SrkitError(
-            f"A process that generates was killed, most likely because memory ran out. {FEWER}"
+            f"A process was killed, most likely because memory ran out. {FEWER}"
         ) from None
     if not good:
         raise value

@@ -16,7 +16,7 @@ import pandas as pd
 
 from srkit import ablations, differences, health, metrics, strength
 from srkit.config import Config
-from srkit.drawings import CAPTIONS, ablation_outcomes, draw_figure, drawings
+from srkit.drawings import CAPTIONS, ablation_outcomes, draw_figures
 from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
 from srkit.findings import findings, rate
@@ -57,11 +57,11 @@ def make_report(study: Study) -> Path:
 def report_page(study: Study) -> str:
     """The report as HTML."""
     title = f"Self-rewarding study: {study.path.name}"
-    shown = drawings(study)
+    drawn = "".join(_figure(study, name, *told) for name, told in draw_figures(study).items())
     parts = [
         _section("What this study shows, and what it does not", _findings(study)),
         _section("What was run", _what_was_run(study)),
-        _section("Figures", WORDS + "".join(_figure(study, name) for name in shown)),
+        _section("Figures", WORDS + drawn),
         _section("Reward accuracy beside the paper's", _accuracy_beside_paper(study)),
         _section("Win rates beside the paper's", _win_rates(study)),
         _section("Arms side by side", _arms(study)),
@@ -155,15 +155,13 @@ def _already_tuned(name: str) -> str:
     return " (already instruction-tuned: not a bare base model)" if "smollm2-135m" in name else ""
 
 
-def _figure(study: Study, name: str) -> str:
-    figure = draw_figure(study, name)
-    width = figure.get_figwidth()
+def _figure(study: Study, name: str, width: float, below: str) -> str:
     data = (study.path / "figures" / f"{name}.png").read_bytes()
     kind = next((kind for kind in ("funnel", "loop_signals") if name.startswith(kind)), "")
     caption = CAPTIONS[kind or name]
     label = name.removeprefix(f"{kind}_").replace("_", " ") if kind else ""
     text = escaped(f"{label}: {caption}" if label else caption)
-    below = escaped(" ".join(figure.get_supxlabel().split()))  # states n and interval
+    below = escaped(" ".join(below.split()))
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     note = f'<span class="note">Numbers: figures/{escaped(name)}.csv</span>'
     size = f"width: {width / PAGE:.0%}; --phone: {PHONE * width:.0f}px"

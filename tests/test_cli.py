@@ -103,7 +103,7 @@ LIGHT = ("config", "plan", "study", "prompts", "seed", "instruct", "judge", "pai
          "forecast", "distributed", "series", "browse", "escape", "reading", "equal_length",
          "distribution", "breakdowns", "ablations", "signals", "consistency", "meta_judge",
          "successors", "probes", "blind_items", "blind_spots", "overoptimisation", "costs",
-         "rivals", "refine", "doctor")  # fmt: skip
+         "rivals", "refine", "doctor", "parallel", "drawings")  # fmt: skip
 
 
 def test_ground_analyses_and_the_pure_half_of_the_steps_import_no_torch():

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -39,6 +40,16 @@ def test_shares_are_balanced_by_weight_and_hold_every_item(threads):
 def test_a_share_is_worth_a_process(threads, cores, each, count):
     threads(cores)
     assert len(shares(range(5), [2] * 5, each)) == count
+
+
+@pytest.mark.parametrize(("asked", "count"), [("3", 3), ("2,1", 2), ("1", 1)])
+def test_what_needs_no_torch_is_dealt_out_without_it(asked, count):
+    code = "import sys; from srkit.parallel import shares; "
+    code += "print(len(shares(range(9), [1] * 9, 1)), 'torch' in sys.modules)"
+    environment = {**os.environ, "OMP_NUM_THREADS": asked}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(count), "False"], done.stderr
 
 
 def test_results_come_in_order_from_other_processes():

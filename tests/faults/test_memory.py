@@ -159,7 +159,7 @@ def test_a_process_that_cannot_be_started_is_an_error(child):
         OMP_NUM_THREADS="1",
     )
     _, errors = process.communicate(timeout=300)
-    assert "SrkitError: A process to generate in cannot be started" in errors
+    assert "SrkitError: Another process cannot be started" in errors
     assert "OMP_NUM_THREADS=1" in errors
 
 
