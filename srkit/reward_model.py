@@ -97,6 +97,7 @@ def _rewards(study: Study, rows: Sequence[Row]) -> list[float]:
                 f"context of {context_of(policy.model)}: the reward model cannot read it. Lower "
                 "seed.max_words or candidates.max_tokens, or use a model with a longer context."
             )
+        study.spent["read"] += len(ids)
         with torch.inference_mode():
             out = policy.model(torch.tensor([ids], device=policy.model.device))
         found.append(float(out.logits[0, 0]))

@@ -16,6 +16,7 @@ from srkit.judge import judge_candidates, judge_held_out
 from srkit.models import fingerprint, load_base, load_policy, with_reward_head
 from srkit.prompts import user
 from srkit.study import Study
+from srkit.tiny import tiny_tokenizer
 from srkit.train import Preference, dpo_row, reward_row, train_reward
 
 TINY = Model(name="tiny", lora_rank=4, lora_dropout=0.1, device="cpu")
@@ -213,6 +214,10 @@ def test_the_held_out_rankings_are_read_whole_and_one_at_a_time(study):
     reward_model.make_reward_model(study)
     rows = judge_held_out(study, "reward-model")
     assert [row["id"] for row in rows] == ["d0@0", "d1@0", "e0@0", "e1@0", "e2@0"]
+    tokenizer = tiny_tokenizer()
+    asked = [(encode_prompt(tokenizer, user(f"{r['id'][0]}?")), r["id"][:2]) for r in rows]
+    read = sum(len(ids) + len(train.encode_completion(tokenizer, text)) for ids, text in asked)
+    assert study.records()["reward-model/judgements"]["read"] == read
     policy = load_policy(study.config.model, study.adapter("reward-model"))
     ids = encode_prompt(policy.tokenizer, user("d?"))
     ids += train.encode_completion(policy.tokenizer, "d0")
