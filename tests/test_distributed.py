@@ -104,10 +104,10 @@ def test_a_blank_stands_alone_in_a_micro_batch_and_counts_for_nothing():
     rows[1]["labels"] = [-100] * 4 + [4] * 5
     filled = with_blank(rows)
     assert filled[2] == {**rows[0], "weight": 0.0}
-    with_blank, without = SftSteps.collate(filled), SftSteps.collate(rows)
-    assert with_blank["input_ids"].tolist() == without["input_ids"].tolist()
-    assert with_blank["weights"].tolist() == [1, 1]
-    assert with_blank["items"] == without["items"] == 7
+    blanked, without = SftSteps.collate(filled), SftSteps.collate(rows)
+    assert blanked["input_ids"].tolist() == without["input_ids"].tolist()
+    assert blanked["weights"].tolist() == [1, 1]
+    assert blanked["items"] == without["items"] == 7
     alone = SftSteps.collate([filled[2]] * 2)
     assert (alone["weights"].tolist(), alone["items"]) == ([0], 0)
     assert alone["input_ids"].tolist() == [[1, 2]]
