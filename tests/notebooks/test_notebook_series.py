@@ -125,9 +125,11 @@ def test_instructions_followed_are_those_of_the_constraints(study):
     tables = load(study, "benchmarks")
     strict = {r["model"]: r["value"] for r in tables["scores"] if r["metric"] == "prompts, strict"}
     every = [r for r in load(study, "win_rates")["constraints"] if r["kind"] == "all constraints"]
-    assert strict == {r["model"]: r["value"] for r in every}
+    assert {m: strict[m] for m in MODELS} == {r["model"]: r["value"] for r in every}
+    assert set(strict) == {"M0", *MODELS}
     pairs = {(r["model"], r["reference"]) for r in tables["changes"]}
-    assert pairs == {(m, "baseline") for m in MODELS[1:]} | {(m, "M1") for m in MODELS[2:]}
+    trained = {(m, "baseline") for m in MODELS[1:]} | {(m, "M1") for m in MODELS[2:]}
+    assert pairs == trained | {(m, "M0") for m in MODELS}
 
 
 def test_figures_in_three_formats_can_be_made_again_to_the_byte(study):
