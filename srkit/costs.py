@@ -76,8 +76,9 @@ def as_outcomes(ledger: pd.DataFrame) -> pd.DataFrame:
 def budgets(ledger: pd.DataFrame) -> pd.DataFrame:
     """What each iteration of each arm had to learn from: a row per arm and iteration.
 
-    Columns: arm, iteration, prompts, candidates, judgements (rows), examples (trained on) and
-    updates. Arms are on one budget where these are equal; `pairs.most` makes the examples so.
+    Columns: arm, iteration, drafts (of prompts, dropped ones included), candidates, judgements,
+    examples (trained on) and updates. Arms are on one budget where these are equal; `pairs.most`
+    makes the examples so.
     """
     keys, rows = (
         ["arm", "iteration"],
@@ -85,6 +86,7 @@ def budgets(ledger: pd.DataFrame) -> pd.DataFrame:
     )
     trained = ledger[ledger["part"] == "adapter"].set_index(keys)[["examples", "updates"]]
     drawn = rows.reindex(columns=["prompts", "candidates", "judgements"])
+    drawn = drawn.rename(columns={"prompts": "drafts"})
     return drawn.join(trained, how="outer", sort=False).reset_index()
 
 

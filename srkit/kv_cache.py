@@ -180,11 +180,12 @@ def attend(
     return mixed.reshape(batch, new, heads, size), None
 
 
-def unsupported(module: nn.Module) -> SrkitError:
+def unsupported(module: nn.Module, does: str = "the hf engine does not compute") -> SrkitError:
+    """The error for a model of another attention; `does` says who cannot deal with it."""
     return SrkitError(
-        f"{type(module).__name__} has an attention that the hf engine does not compute (capped "
-        "scores, attention sinks, or code that transformers cannot redirect). Use a model of "
-        "another kind (Llama, Mistral, Qwen, SmolLM, Phi, Gemma 3)."
+        f"{type(module).__name__} has an attention that {does} (capped scores, attention sinks, or "
+        "code that transformers cannot redirect). Use a model of another kind (Llama, Mistral, "
+        "Qwen, SmolLM, Phi, Gemma 3)."
     )
 
 

@@ -4,9 +4,8 @@ In fp32 on a CPU a copy in oneDNN's blocked layout stands in for each (half the 
 with plain LoRA merged in, which is exact up to rounding; NF4 is dequantised where memory allows,
 and its LoRA is kept apart.
 
-    python -c "from srkit.config import Model; from srkit.models import load_policy; \\
-        from srkit.linears import prepared; m = prepared(load_policy(Model(name='tiny')).model); \\
-        print(m.__enter__())"
+    python -c "import torch; from srkit.linears import _Dense; \\
+        print(_Dense(torch.eye(2), None)(torch.ones(1, 2)))"
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from srkit.config import SrkitError
+from srkit.kv_cache import unsupported
 
 Row = dict[str, Any]
 Ids = Sequence[int]
@@ -41,6 +41,7 @@ Ids = Sequence[int]
 IGNORED = -100  # label of a token that is not trained on
 LOGITS = 2**24  # at once in the head: 64 MB in float32
 ATTENTION = "srkit-trees"
+UNTRAINED = "srkit does not train"
 PEFT_FORWARD = LoraLinear.forward
 
 
@@ -96,7 +97,7 @@ def fast_training(model: PeftModel) -> Iterator[None]:
         stack.callback(core.set_attn_implementation, attention)
         core.set_attn_implementation(ATTENTION)
         if core.config._attn_implementation != ATTENTION:
-            raise _unsupported(core)
+            raise unsupported(core, UNTRAINED)
         if core.device.type == "cpu":
             # TRL scores prompts too where there is no Triton, so that shapes stay fixed for Neuron.
             heads = {"_use_triton": lambda device: True, "_ChunkedLogProbFunction": _LogProbs}
@@ -157,7 +158,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """What transformers calls: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise _unsupported(module)
+        raise unsupported(module, UNTRAINED)
     parts = (x.split(trees.sizes, dim=2) for x in (query, key, value))
     mixed = [
         functional.scaled_dot_product_attention(
@@ -166,14 +167,6 @@ def _attend(
         for q, k, v, mask in zip(*parts, trees.mask(sliding_window), strict=True)
     ]
     return torch.cat(mixed, dim=2).transpose(1, 2), None
-
-
-def _unsupported(module: nn.Module) -> SrkitError:
-    return SrkitError(
-        f"{type(module).__name__} has an attention that srkit does not train (capped scores, "
-        "attention sinks, or code that transformers cannot redirect). Use a model of another kind "
-        "(Llama, Mistral, Qwen, SmolLM, Phi, Gemma 3)."
-    )
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -85,23 +85,26 @@ def make_reward_accuracy(study: Study) -> Tables:
 
     The frozen reward model of an arm that has one is a judge beside them.
 
-    Tables: `accuracy`, `differences` (paired, each model against the one before it), `histogram`
+    Tables: `accuracy`, `differences` (paired, each model against the one before it, a frozen judge
+    against where the arms start), `histogram`
     and `health` of the judgements of held-out responses and of each iteration's candidates;
     `calibration`, `calibration_slopes` and `agreement` (each model with the one before it); of the
     models that judge in several ways `ways`, `ways_differences` and `ways_costs`.
     """
 
     def compute() -> Tables:
-        judges = [*models(study), *frozen_judges(study.config, study.arms)]
+        frozen = frozen_judges(study.config, study.arms)
+        judges = [*models(study), *frozen]
         rankings, judged = study.frame("seed/eft_eval"), _tables(study, judges, "judgements")
         loops = _tables(study, iterations(study), "judgements")
         options, everything = _options(study), {**judged, **loops}
         steps = [pairwise(model_names(study.config.for_arm(a), a)) for a in study.arms]
         asked = _tables(study, _with(study, "ways"), "ways")
         changes = list(dict.fromkeys((after, before) for s in steps for before, after in s))
+        pairs = [*changes, *((judge, study.config.start) for judge in frozen)]
         return {
             "accuracy": reward_accuracy.accuracy_table(rankings, judged, **options),
-            "differences": reward_accuracy.paired_differences(rankings, judged, changes, **options),
+            "differences": reward_accuracy.paired_differences(rankings, judged, pairs, **options),
             "histogram": health.score_histogram(everything),
             "health": health.health_table(everything),
             "calibration": calibration.bins(rankings, judged, **options),

@@ -209,6 +209,8 @@ def test_arms_go_through_their_steps_with_the_tiny_model(tmp_path, arms):
         accuracy = metrics.table(study, "reward_accuracy", "accuracy").set_index("metric")
         frozen = accuracy[accuracy["model"] == "reward-model"]
         assert frozen.loc["pairwise_accuracy", "n"] > 0
+        changes = metrics.table(study, "reward_accuracy", "differences")
+        assert set(changes.loc[changes["model"] == "reward-model", "reference"]) == {"M1"}
         assert frozen.loc["five_best", "n"] == 0, "its scores never reach the top of the scale"
     if "oracle" in arms:
         judged = {row["score"] for row in study.read("oracle/iter-1/judgements")}

@@ -45,7 +45,7 @@ def test_budgets_are_a_row_for_every_iteration():
     assert found["iteration"].tolist() == [1, 2]
     assert found["candidates"].tolist()[0] == 8
     assert found["examples"].tolist()[0] == 7
-    assert found["prompts"].tolist()[1] == 5
+    assert found["drafts"].tolist()[1] == 5
     assert found["updates"].isna().tolist() == [False, True]
 
 
