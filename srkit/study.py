@@ -31,7 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ class Study:
 
     # --- what is there -------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def steps(self) -> dict[str, Step]:
         """All steps of the study by name, in order."""
         return {step.name: step for step in plan(self.config, self.arms)}
@@ -280,14 +280,18 @@ class Study:
         if not self.has(name):
             raise SrkitError(self.missing(step))
         data = (self.path / step.outputs[0]).read_bytes()
-        self._compare(step, step.outputs[0], hashlib.sha256(data).hexdigest())
+        self._compare(step, {step.outputs[0]: hashlib.sha256(data).hexdigest()})
         return data
 
-    def _compare(self, step: Step, output: str, found: str) -> None:
-        wanted = self.records()[step.name]["outputs"].get(output, "none")
-        if found != wanted:
+    def _compare(self, step: Step, found: dict[str, str]) -> None:
+        """Refuse files of a step, each with its hash, that are not those of the manifest."""
+        recorded = self.records()[step.name]["outputs"]
+        for output, sha256 in found.items():
+            wanted = recorded.get(output, "none")
+            if sha256 == wanted:
+                continue
             raise SrkitError(
-                f"{self.path / output} is not what the manifest names (sha256 {found[:12]}, and "
+                f"{self.path / output} is not what the manifest names (sha256 {sha256[:12]}, and "
                 f"not {wanted[:12]}): it was changed or damaged after it was made. Restore it from "
                 f"a copy. Or delete it and run notebook {step.notebook}, or `srkit run --study "
                 f"{self.path}`: it is made again, and then what depends on it."
@@ -321,8 +325,7 @@ class Study:
         step = self.step(f"{model}/adapter")
         if not self.has(step.name):
             raise SrkitError(self.missing(step))
-        for output in step.outputs:
-            self._compare(step, output, _sha256(self.path / output))
+        self._compare(step, {output: _sha256(self.path / output) for output in step.outputs})
         return self.path / step.name
 
     def fingerprint(self, model: str) -> Row:
