@@ -434,6 +434,63 @@ def test_controls_start_where_the_arm_started():
     assert "n = 9 prompts" in words(figure)
 
 
+def models_of(*arms):
+    return ["M0", "baseline", "M1", *(f"{arm}/M{t}" for arm in arms for t in (2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("arms", "most", "whole", "drawn"),
+    [
+        (("self-rewarding", "oracle"), 7, False, models_of("self-rewarding", "oracle")),
+        (
+            ("self-rewarding", "nll", "oracle"),
+            7,
+            False,
+            [*models_of("self-rewarding"), "nll/M3", "oracle/M3"],
+        ),
+        (("cream", "self-rewarding", "nll"), 5, False, models_of("self-rewarding")),
+        (
+            ("self-rewarding", "nll", "cream", "random-judge", "oracle"),
+            7,
+            False,
+            [*models_of("self-rewarding"), "random-judge/M3", "oracle/M3"],
+        ),
+        (
+            ("self-rewarding", "nll", "random-judge", "oracle"),
+            9,
+            True,
+            models_of("self-rewarding", "random-judge", "oracle"),
+        ),
+        (("nll", "cream"), 5, False, models_of("nll")),
+        (("nll",), 4, False, ["M0", "baseline", "M1", "nll/M2"]),
+    ],
+)
+def test_a_crowded_figure_shows_the_papers_arm_and_the_controls(arms, most, whole, drawn):
+    assert style.shown(models_of(*arms), most, whole) == drawn
+
+
+def test_an_arms_last_model_and_last_iteration_are_shown():
+    names = [f"{arm}/{name}" for arm in ("nll", "oracle") for name in ("M2", "M3")]
+    loops = [f"{arm}/iter-{t}" for arm in ("nll", "oracle") for t in (1, 2)]
+    wanted = ["nll/M2", "nll/M3", "oracle/M3", "nll/iter-1", "nll/iter-2", "oracle/iter-2"]
+    assert style.shown([*names, *loops], 6) == wanted
+
+
+def test_a_crowded_figure_says_how_many_models_it_leaves_out():
+    arms = [*ARMS, "cream", "anchored", "human"]
+    rows = [
+        {"model": m, "unit": "characters", "value": 9.0, "low": 8.0, "high": 9.5, "n": 4}
+        for m in models_of(*arms)
+    ]
+    table = pd.DataFrame(rows).reindex(columns=list(length.SUMMARY)).assign(truncated=0.0)
+    figure = figures.length_trend(table)
+    names = [label.get_text().partition("\n")[0] for label in figure.axes[0].get_xticklabels()]
+    wanted = style.shown(models_of(*arms), style.ROOM)
+    assert names == [name.replace("/", " ") for name in wanted]
+    assert len(wanted) == 11  # the paper's arm whole, the last model of six others
+    assert "11 of 17 drawn; all are in the csv." in figure.get_supxlabel().replace("\n", " ")
+
+
 def test_the_papers_changes_have_panels_of_their_own():
     labels = {"benchmark": "arc_easy", "metric": "acc", "unit": "share", "prompts": 9}
     rows = [("M1", "baseline", -0.25), ("x/M2", "baseline", 0.5), ("x/M2", "M1", 0.75)]

@@ -36,7 +36,7 @@ COLUMNS = 4
 STRICTNESS = {"strict": (COLOURS[0], "o", -0.12), "loose": (COLOURS[1], "s", 0.12)}
 
 
-@drawing(benchmarks.SCORES, "no test prompt carries a constraint")
+@drawing(benchmarks.SCORES, "no test prompt carries a constraint", names=["model"])
 def instruction_following(table: pd.DataFrame) -> Figure | None:
     """Share of instructions that each model follows, by prompt and by constraint.
 
@@ -65,7 +65,7 @@ def instruction_following(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
-@drawing(benchmarks.CHANGES, "no benchmark was measured for two models")
+@drawing(benchmarks.CHANGES, "no benchmark was measured for two models", names=["model"])
 def alignment_tax(table: pd.DataFrame) -> Figure:
     """Change of every metric, a panel each, a row per model; the paper's in grey below.
 

@@ -28,21 +28,19 @@ from srkit.figures.style import (
     span,
 )
 
-MOST = 12  # panels; all are in the csv
 MEASURES = {
     "kendall": "Kendall's tau-b, mean of prompts",
     "ordered_alike": "Pairs that both order alike",
 }
 
 
-@drawing(calibration.BINS, "no judge told two responses apart")
+@drawing(calibration.BINS, "no judge told two responses apart", names=["model"])
 def judge_calibration(table: pd.DataFrame) -> Figure | None:
     """Share of pairs ordered right by the size of the judge's difference, a panel per judge.
 
     `table` is `calibration.bins`.
     """
-    every = list(dict.fromkeys(table["model"]))
-    names = every[:MOST]
+    names = list(dict.fromkeys(table["model"]))
     columns = min(len(names), 4)
     rows = math.ceil(len(names) / columns)
     width = max(COLUMN, min(PAGE, 2 * columns))
@@ -54,17 +52,16 @@ def judge_calibration(table: pd.DataFrame) -> Figure | None:
     for axes in panels.flat[len(names) :]:
         axes.axis("off")
     figure.supylabel("pairs ordered right", fontsize=7)
-    rest = f"The first {MOST} of {len(every)}; all are in the csv." if len(every) > MOST else ""
     caption(
         figure,
         "Difference of scores (points of the judge), each part with equally many pairs, 95 % "
         "intervals by prompt. A judge whose differences mean something rises to the right; dotted: "
-        f"chance. {rest}",
+        "chance.",
     )
     return figure
 
 
-@drawing(calibration.AGREEMENT, "there are no two models to compare")
+@drawing(calibration.AGREEMENT, "there are no two models to compare", names=["model", "reference"])
 def judge_agreement(table: pd.DataFrame) -> Figure | None:
     """How alike two models judge the same responses, a row per pair of models.
 

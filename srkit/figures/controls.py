@@ -38,7 +38,9 @@ ARM_STYLE = {
 }
 
 
-@drawing(constraints.CONTROLS, "no answer was scored by the oracle")
+@drawing(
+    constraints.CONTROLS, "no answer was scored by the oracle", names=["model"], most=16, whole=True
+)
 def controls(table: pd.DataFrame) -> Figure:
     """The oracle's score of each arm's models, and the change from the model the arm started from.
 

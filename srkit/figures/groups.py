@@ -26,7 +26,6 @@ from srkit.figures.style import (
     caption,
     dots,
     drawing,
-    left_out,
     short_labels,
     span,
 )
@@ -41,7 +40,9 @@ TITLES = {
 LABELS = {"task": "category", "complexity": "complexity", "expected_length": "expected length"}
 
 
-@drawing(breakdowns.TABLE, "no test prompt carries a label to break down by")
+@drawing(
+    breakdowns.TABLE, "no test prompt carries a label to break down by", names=["model"], most=MOST
+)
 def breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None:
     """Answers to the test prompts by one label, and the paper's win rates by the same label.
 
@@ -52,8 +53,7 @@ def breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None:
     if not kinds:
         return None
     groups = list(dict.fromkeys(rows["group"]))
-    everyone = list(dict.fromkeys(table.loc[table["quantity"] == "characters", "model"]))
-    models = everyone[:MOST]
+    models = list(dict.fromkeys(table.loc[table["quantity"] == "characters", "model"]))
     paper = breakdowns.PAPER[breakdowns.PAPER["label"] == label]
     tall = max(len(groups) * (0.1 * len(models) + 0.12), 0.2 * paper["group"].nunique())
     figure = Plate(figsize=(PAGE, max(2.2, tall + 1.3)))
@@ -66,11 +66,16 @@ def breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None:
     few = f"Pale: fewer than {breakdowns.SMALL} prompts. Bars: 95 % interval by prompt."
     words = "The paper: 70B, AlpacaEval, against GPT-4 Turbo, read off a chart, no intervals."
     _group_legend(figure, models)
-    caption(figure, f"{few} n: prompts a point rests on. {words} {left_out(len(everyone))}".strip())
+    caption(figure, f"{few} n: prompts a point rests on. {words}")
     return figure
 
 
-@drawing(breakdowns.TABLE, "no ranked prompt carries a label to break down by")
+@drawing(
+    breakdowns.TABLE,
+    "no ranked prompt carries a label to break down by",
+    names=["model"],
+    most=MOST,
+)
 def judging_breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None:
     """Accuracy and mean score of each model as a judge, by task of the held-out rankings.
 
@@ -79,8 +84,7 @@ def judging_breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None
     rows = table[table["label"] == label]
     if rows["value"].isna().all():
         return None
-    groups, everyone = (list(dict.fromkeys(rows[c])) for c in ("group", "model"))
-    models = everyone[:MOST]
+    groups, models = (list(dict.fromkeys(rows[c])) for c in ("group", "model"))
     figure = Plate(figsize=(PAGE, max(2.2, len(groups) * (0.1 * len(models) + 0.12) + 1.1)))
     panels = figure.subplots(1, 2)
     for axes, kind in zip(panels, ("pairwise accuracy", "score"), strict=True):
@@ -90,7 +94,7 @@ def judging_breakdown(table: pd.DataFrame, label: str = "task") -> Figure | None
     _group_legend(figure, models)
     few = f"Pale: fewer than {breakdowns.SMALL} prompts."
     words = "Bars: 95 % interval by prompt; ties are left out of the accuracy."
-    caption(figure, f"{few} {words} {left_out(len(everyone))}".strip())
+    caption(figure, f"{few} {words}")
     return figure
 
 

@@ -29,7 +29,6 @@ from srkit.figures.style import (
     caption,
     dots,
     drawing,
-    left_out,
     short_labels,
     span,
 )
@@ -43,7 +42,7 @@ KNOWN = {
 FATES = {"repaired": COLOURS[2], "seen": COLOURS[5], "kept": FAINT, "amplified": COLOURS[1]}
 
 
-@drawing(probes.TABLE, "no model's judging was probed (eval.probes_of)")
+@drawing(probes.TABLE, "no model's judging was probed (eval.probes_of)", names=["model"], most=MOST)
 def judge_probes(table: pd.DataFrame) -> Figure | None:
     """What each dress does to a bad answer: its score, and how often it then beats the best one.
 
@@ -76,8 +75,7 @@ def judge_probes(table: pd.DataFrame) -> Figure | None:
         "The worst-ranked held-out answer to a prompt, in other dresses: none makes it better. "
         f"n = {span(table['n'].min(), table['n'].max())} prompts. Bars: 95 % interval by prompt. "
         "Spread: standard deviation of a judge's scores of all held-out answers. "
-        f"Grey: the harmless sentence's ({short_labels(models)[models[0]]}). "
-        + left_out(len(models)),
+        f"Grey: the harmless sentence's ({short_labels(models)[models[0]]}).",
     )
     return figure
 
@@ -90,9 +88,9 @@ def _by_model(
 ) -> list[Line2D]:
     """A row of points for each of `names`, from the top, one point per model."""
     place, labels, handles = np.arange(len(names)), short_labels(models), []
-    for i, model in enumerate(models[:MOST]):
+    for i, model in enumerate(models):
         mine = rows[rows["model"] == model].set_index(column).reindex(names)
-        shift = 0.6 * ((i + 0.5) / len(models[:MOST]) - 0.5)
+        shift = 0.6 * ((i + 0.5) / len(models) - 0.5)
         mark = {"marker": MARKERS[i], "horizontal": True}
         dots(axes, place + shift, mine, COLOURS[i], **mark)
         handles.append(
@@ -104,7 +102,12 @@ def _by_model(
     return handles
 
 
-@drawing(spots.TABLE, "no model was asked items with a key (eval.probes_of, eval.blind_spot_items)")
+@drawing(
+    spots.TABLE,
+    "no model was asked items with a key (eval.probes_of, eval.blind_spot_items)",
+    names=["model"],
+    most=MOST,
+)
 def blind_spots(table: pd.DataFrame, moves: pd.DataFrame) -> Figure | None:
     """What each model knows and sees, and what became of the blind spots of where it started.
 
@@ -122,7 +125,7 @@ def blind_spots(table: pd.DataFrame, moves: pd.DataFrame) -> Figure | None:
     left.xaxis.set_major_formatter(PercentFormatter(1, 0))
     left.set_title("Items with a key")
     left.axvline(0.5, color="black", ls=":", lw=1)
-    start = _fates(right, moves)
+    start = _fates(right, moves[moves["model"].isin(models)] if "model" in moves else moves)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
     left.legend(handles=handles, **below)
     shares = rows[rows["unit"] == "share"]
@@ -131,8 +134,7 @@ def blind_spots(table: pd.DataFrame, moves: pd.DataFrame) -> Figure | None:
         f"n = {span(shares['n'].min(), shares['n'].max())} items (not seen: of those answered "
         "wrongly). Blind spot: answered wrongly, and that answer scored at least as high as the "
         "right one. Bars: 95 % interval by item. "
-        + (f"Right: the blind spots of {start}, with counts. " if start else "")
-        + left_out(len(models)),
+        + (f"Right: the blind spots of {start}, with counts." if start else ""),
     )
     return figure
 
@@ -145,7 +147,7 @@ def _fates(axes: Axes, moves: pd.DataFrame) -> str:
         axes.axis("off")
         axes.text(0.5, 0.5, "no blind spot\nto follow", ha="center", va="center", color=PAPER_GREY)
         return ""
-    models = list(dict.fromkeys(told["model"]))[:MOST]
+    models = list(dict.fromkeys(told["model"]))
     labels = short_labels(models)
     for place, model in enumerate(models):
         left, mine = 0.0, told[told["model"] == model].set_index("after")
@@ -167,7 +169,13 @@ def _fates(axes: Axes, moves: pd.DataFrame) -> str:
     return ", ".join(starts)
 
 
-@drawing(overoptimisation.TABLE, "no iteration was finished")
+@drawing(
+    overoptimisation.TABLE,
+    "no distance (KL) from a start was measured",
+    names=["model"],
+    most=21,
+    whole=True,
+)
 def overoptimisation_curve(table: pd.DataFrame) -> Figure | None:
     """Own and independent scores of every arm's models over sqrt(KL) to the start.
 
@@ -175,11 +183,11 @@ def overoptimisation_curve(table: pd.DataFrame) -> Figure | None:
     """
     table = table.dropna(subset=["distance", "value"])
     shown = [name for name in overoptimisation.MEASURES if name in set(table["measure"])]
-    if not shown:
+    arms = list(dict.fromkeys(table.loc[table["t"] > 1, "arm"]))  # the start is there for every arm
+    if not arms:
         return None
     figure = Plate(figsize=(PAGE, 3.9))
     panels = figure.subplots(2, 3, sharex=True)
-    arms = list(dict.fromkeys(table["arm"]))
     for axes, measure in zip(panels.flat, shown, strict=False):
         _curve_panel(axes, table[table["measure"] == measure], arms, measure)
     for axes in panels.flat[len(shown) :]:

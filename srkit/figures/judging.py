@@ -53,7 +53,7 @@ TITLES = {
 }
 
 
-@drawing(accuracy.TABLE, "no judgement of a ranked response could be read")
+@drawing(accuracy.TABLE, "no judgement of a ranked response could be read", names=["model"])
 def reward_accuracy(
     table: pd.DataFrame, metrics: Sequence[str] = tuple(accuracy.PAPER.columns)
 ) -> Figure | None:
@@ -79,7 +79,7 @@ def reward_accuracy(
     return figure
 
 
-@drawing(health.HISTOGRAM, "no judgement was made")
+@drawing(health.HISTOGRAM, "no judgement was made", names=["name"])
 def score_histograms(table: pd.DataFrame) -> Figure | None:
     """Scores that each judge gave, as shares of its judgements, with those that did not parse.
 

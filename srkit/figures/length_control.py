@@ -18,7 +18,6 @@ from srkit import equal_length as control
 from srkit.figures.style import (
     COLOURS,
     MARKERS,
-    MOST,
     PAGE,
     PAPER_GREY,
     Plate,
@@ -39,7 +38,7 @@ PANELS = {
 }
 
 
-@drawing(control.EXPLAINED, "no judgement of a ranked response could be read")
+@drawing(control.EXPLAINED, "no judgement of a ranked response could be read", names=["name"])
 def score_and_length(table: pd.DataFrame) -> Figure | None:
     """Correlation of each judge's score with length, raw and at equal quality, and R squared.
 
@@ -70,7 +69,7 @@ def score_and_length(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
-@drawing(control.MATCHED, "nothing was compared")
+@drawing(control.MATCHED, "nothing was compared", names=["name"], most=len(COLOURS))
 def equal_length(table: pd.DataFrame) -> Figure | None:
     """Win rates, accuracy and score gaps among texts whose lengths differ by at most so much.
 
@@ -85,9 +84,7 @@ def equal_length(table: pd.DataFrame) -> Figure | None:
     judges = table[table["quantity"] == "pairwise accuracy"]
     models = list(dict.fromkeys(judges["name"]))  # the baseline first, as everywhere
     loops = list(dict.fromkeys(table.loc[table["quantity"] == "score gap", "name"]))
-    drawn = [*models[:MOST], *loops][: len(COLOURS)]
-    if len(models) + len(loops) > len(COLOURS):
-        drawn = [*models[: MOST - 1], *loops[:2]]
+    drawn = [*models, *loops]
     looks = dict(zip(drawn, zip(COLOURS, MARKERS, strict=True), strict=False))
     short = not turned(drawn)
     figure = Plate(figsize=(PAGE, 2.3 * -(-len(kinds) // 2) + 0.3))
@@ -104,8 +101,7 @@ def equal_length(table: pd.DataFrame) -> Figure | None:
     ]
     figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4 + 3 * short))
     words = "n: prompts left. Bars: 95 % interval by prompt; none without two."
-    few = "" if len(drawn) == len(models) + len(loops) else "Some are in the csv only."
-    caption(figure, f"{words} {few}".strip())
+    caption(figure, words)
     return figure
 
 

@@ -37,7 +37,7 @@ TITLES = {
 }
 
 
-@drawing(length.SUMMARY, "no response was measured")
+@drawing(length.SUMMARY, "no response was measured", names=["model"])
 def length_trend(table: pd.DataFrame, unit: str = "characters") -> Figure | None:
     """Mean length of each model's answers, and the paper's in a panel of their own.
 
@@ -65,7 +65,7 @@ def length_trend(table: pd.DataFrame, unit: str = "characters") -> Figure | None
     return figure
 
 
-@drawing(length.LENGTHS, "no response was measured")
+@drawing(length.LENGTHS, "no response was measured", names=["model"])
 def length_distributions(lengths: pd.DataFrame, unit: str = "characters") -> Figure:
     """Histogram of response lengths, a row per model on one scale; the line is the median.
 
@@ -92,7 +92,7 @@ def length_distributions(lengths: pd.DataFrame, unit: str = "characters") -> Fig
     return figure
 
 
-@drawing(length.SUMMARY, "no response was measured")
+@drawing(length.SUMMARY, "no response was measured", names=["model"])
 def answer_form(table: pd.DataFrame) -> Figure | None:
     """Sentences, list items, headings and repetition of each model's answers, a panel each.
 
@@ -117,7 +117,7 @@ def answer_form(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
-@drawing(length.CONTRAST, "no pair was left")
+@drawing(length.CONTRAST, "no pair was left", names=["name"])
 def chosen_rejected_lengths(table: pd.DataFrame, unit: str = "characters") -> Figure | None:
     """Mean length of chosen and rejected responses, and of their difference, per iteration.
 

@@ -81,7 +81,7 @@ def funnel_counts(
     return pd.DataFrame(rows, columns=list(FUNNEL))
 
 
-@drawing(("step", "loss"), "no training step was logged")
+@drawing(("step", "loss"), "no training step was logged", names=["model"], most=7, whole=True)
 def training_curves(training: pd.DataFrame) -> Figure | None:
     """Loss, and for DPO reward accuracy and log-probabilities, over the steps of one or more runs.
 

@@ -22,6 +22,7 @@ from srkit.figures.style import (
     FAINT,
     LOSS,
     MARKERS,
+    MOST,
     PAGE,
     TIE,
     WIN,
@@ -40,6 +41,7 @@ from srkit.figures.style import (
 @drawing(
     (*headtohead.MATCH, "n", "wins", "ties", "losses", "win_rate", "win_rate_low", "win_rate_high"),
     "no two models were compared in both orders",
+    names=["left", "right"],
 )
 def head_to_head(table: pd.DataFrame, card: pd.DataFrame | None = None) -> Figure | None:
     """Wins, ties and losses as stacked bars (paper Fig. 3), with n and the win rate of each row.
@@ -74,7 +76,7 @@ def head_to_head(table: pd.DataFrame, card: pd.DataFrame | None = None) -> Figur
     return figure
 
 
-@drawing(strength.TABLE, "no two models were compared in both orders")
+@drawing(strength.TABLE, "no two models were compared in both orders", names=["left", "right"])
 def strengths(table: pd.DataFrame) -> Figure | None:
     """Win rates as they are and at equal length, and Bradley-Terry strengths.
 
@@ -112,7 +114,7 @@ def strengths(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
-@drawing(constraints.TABLE, "no test prompt has a constraint")
+@drawing(constraints.TABLE, "no test prompt has a constraint", names=["model"], most=MOST)
 def constraint_pass_rates(table: pd.DataFrame) -> Figure:
     """Share of constraints met by each model, a row per kind of constraint.
 

@@ -79,27 +79,27 @@ def refine_or_train(table: pd.DataFrame, matches: pd.DataFrame, training: pd.Dat
     words = f"{of} answers; tokens are read and written (ways are set apart by 8 % to be seen). "
     words += "95 % intervals by prompt. "
     words += "The best of N is chosen by its self-score, which so rises by construction. "
-    words += f"{_crossing(table, training)} {left_out(len(ways))}"
+    words += f"{_crossing(table, training)} {left_out(len(looks), len(ways))}"
     caption(figure, words + _others(table, of))
     return figure
 
 
-@drawing(refine.ROUNDS, NOTHING)
+@drawing(refine.ROUNDS, NOTHING, names=["of"], most=MOST)
 def refine_rounds(table: pd.DataFrame, feedback: pd.DataFrame) -> Figure:
     """Answers after each round of refining, and what became of the feedback.
 
     `table` is `refine.rounds_table`, `feedback` `refine.feedback_table`; a line per model.
     """
     models = list(dict.fromkeys(table["of"]))
-    labels, shown = short_labels(models), models[:MOST]
+    labels = short_labels(models)
     figure = Plate(figsize=(PAGE, 3.9))
     grid = [[*BY_ROUND[:2], "shares"], [*BY_ROUND[2:], "shares"]]
     panels = figure.subplot_mosaic(grid, width_ratios=(1, 1, 1.1))
     for measure in BY_ROUND:
         rows = table[table["measure"] == measure]
-        for i, model in enumerate(shown):
+        for i, model in enumerate(models):
             mine = rows[rows["of"] == model]
-            place = mine["round"].to_numpy() + 0.08 * (i - (len(shown) - 1) / 2)
+            place = mine["round"].to_numpy() + 0.08 * (i - (len(models) - 1) / 2)
             panels[measure].plot(place, mine["value"], color=COLOURS[i], lw=0.8, alpha=0.6)
             look = {"label": labels[model], "marker": MARKERS[i]}
             dots(panels[measure], place, mine, COLOURS[i], **look)
@@ -109,8 +109,8 @@ def refine_rounds(table: pd.DataFrame, feedback: pd.DataFrame) -> Figure:
     panels["length"].set_ylabel("characters")
     panels["tokens"].set_ylabel("read and written")
     panels["self-score"].set_ylabel("points")
-    _feedback(panels["shares"], feedback, shown)
-    if len(shown) > 1:
+    _feedback(panels["shares"], feedback, models)
+    if len(models) > 1:
         panels["oracle's score"].legend()
     reached = table[table["measure"] == "tokens"]
     counts = "; ".join(
@@ -118,7 +118,7 @@ def refine_rounds(table: pd.DataFrame, feedback: pd.DataFrame) -> Figure:
         for of, rows in reached.groupby("of", sort=False)
     )
     words = f"Prompts that wrote an answer in round 0, 1, ...: {counts}; the others keep theirs. "
-    caption(figure, words + f"95 % intervals by prompt. {left_out(len(models))}")
+    caption(figure, words + "95 % intervals by prompt.")
     return figure
 
 

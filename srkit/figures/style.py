@@ -27,15 +27,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from srkit.ablations import CONTROLS
 from srkit.disk import write_atomically
 from srkit.escape import visible
+from srkit.plan import PAPER_ARM
 from srkit.reward_accuracy import LENGTH_ALONE
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # the second cue beside the colour
-MOST = 6  # names in a panel: more cannot be told apart
+MOST, ROOM = 6, 12  # names in a panel: told apart by colour and marker, or side by side
 WIN, TIE, LOSS = "#009E73", "#A6D8F0", "#D55E00"
 
 STYLE = {
@@ -106,10 +108,18 @@ def empty(reason: str) -> Figure:
     return figure
 
 
-def drawing(columns: Sequence[str], nothing: str) -> Callable:
+def drawing(
+    columns: Sequence[str],
+    nothing: str,
+    names: Sequence[str] = (),
+    most: int = ROOM,
+    whole: bool = False,
+) -> Callable:
     """Draw in the house style; a frame without rows or columns gives `empty`, not a traceback.
 
-    Texts in frames are made harmless: a control character would end a reader of the svg.
+    Texts in frames are made harmless: a control character would end a reader of the svg. `names`
+    are the columns with models or iterations, of which a figure shows `most` (see `shown`); its
+    caption then says so.
     """
 
     def wrap(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -120,9 +130,15 @@ def drawing(columns: Sequence[str], nothing: str) -> Callable:
                 return empty(nothing)
             if missing:
                 return empty(f"the table lacks the column(s) {', '.join(missing)}")
+            here = [name for name in names if name in frame.columns]
+            everyone = dict.fromkeys(name for row in frame[here].to_numpy() for name in row)
+            few = shown(list(everyone), most, whole)
+            rows = frame[frame[here].isin(few).all(axis=1)] if len(few) < len(everyone) else frame
             with style():
-                frames = map(_harmless, (frame, *args))
-                return settled(draw(*frames, **options) or empty(nothing))
+                figure = draw(*map(_harmless, (rows, *args)), **options)
+                if figure and len(few) < len(everyone):
+                    caption(figure, f"{figure.get_supxlabel()} {left_out(len(few), len(everyone))}")
+                return settled(figure or empty(nothing))
 
         return drawn
 
@@ -204,9 +220,28 @@ def caption(figure: Figure, text: str) -> None:
     figure.supxlabel(textwrap.fill(text, width), fontsize=7, color="#555555")
 
 
-def left_out(names: int) -> str:
-    """What a caption says where only the first `MOST` names are drawn."""
-    return f"The first {MOST} of {names}; all are in the csv." if names > MOST else ""
+def shown(names: Sequence[str], most: int, whole: bool = False) -> list[str]:
+    """The models or iterations that a figure of a study with many arms shows, at most `most`.
+
+    All, if there is room. Or else the seed models, the paper's arm (without it, the first one), and
+    of the other arms, or of the controls alone, the last model and iteration (`whole`: all of the
+    controls'); or none of them.
+    """
+    arms = {name: name.rpartition("/")[0] for name in names}
+    first = PAPER_ARM if PAPER_ARM in arms.values() else next(filter(None, arms.values()), "")
+    last = set({(arm, "/iter-" in name): name for name, arm in arms.items()}.values())
+    main = [name for name, arm in arms.items() if arm in ("", first)]
+    ends = [name for name in names if whole or name in last]
+    controls = [name for name in ends if arms[name] in CONTROLS]
+    choices = [[*main, *more] for more in (names, ends, controls, ())]
+    fits = (choice for choice in choices if len(set(choice)) <= most)
+    chosen = next(fits, main[:most])
+    return [name for name in names if name in chosen]
+
+
+def left_out(drawn: int, of: int) -> str:
+    """What a caption says where not all names are drawn."""
+    return f"{drawn} of {of} drawn; all are in the csv." if drawn < of else ""
 
 
 def percent(share: float) -> str:

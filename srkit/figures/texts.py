@@ -27,7 +27,6 @@ from srkit.figures.style import (
     caption,
     dots,
     drawing,
-    left_out,
     percent,
     short_labels,
     turned,
@@ -63,7 +62,7 @@ def data_map(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
-@drawing(distribution.NOVELTY, "no prompt was made")
+@drawing(distribution.NOVELTY, "no prompt was made", names=["name"])
 def prompt_novelty(table: pd.DataFrame) -> Figure | None:
     """How near prompts come to the seed, to earlier iterations and to the test prompts.
 
@@ -96,18 +95,18 @@ def prompt_novelty(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
-@drawing(distribution.COUNTS, "there is no prompt to sort")
+@drawing(distribution.COUNTS, "there is no prompt to sort", names=["name"], most=MOST)
 def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Figure:
     """Share of each set's prompts in each topic; `drift` adds how far apart the sets are.
 
     `table` is `distribution.topic_counts`, `drift` is `distribution.topic_drift`.
     """
-    everyone, topics = (list(dict.fromkeys(table[c])) for c in ("name", "topic"))
-    names = everyone[:MOST]
+    names, topics = (list(dict.fromkeys(table[c])) for c in ("name", "topic"))
     shares = table.pivot(index="topic", columns="name", values="share").loc[topics, names]
     counts = table.pivot(index="topic", columns="name", values="count").loc[topics, names]
     drift = pd.DataFrame(columns=["name"]) if drift is None else drift.dropna(subset="distance")
-    drift = drift[drift["name"].isin(names)]
+    if len(drift):
+        drift = drift[drift[["name", "against"]].isin(names).all(axis=1)]
     height = 0.26 * len(topics) + 1.4
     if not len(drift):
         figure = Plate(figsize=(PAGE, height))
@@ -134,8 +133,6 @@ def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Fig
     axes.tick_params(length=0)
     if len(drift):
         _drift_panel(panels[1], drift, labels)
-    if len(everyone) > MOST:
-        caption(figure, left_out(len(everyone)))
     return figure
 
 
