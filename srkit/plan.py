@@ -29,6 +29,21 @@ COMPARE = ("compare",)
 SEEDED = ("human", "seed")  # values of judge.source whose prompts are the seed's
 REFINING = "16_self_refine"
 HACKING = "22_reward_hacking"
+NOTEBOOKS = {  # of the analyses
+    "reward_accuracy": "10_reward_accuracy",
+    "length_drift": "11_length_drift",
+    "win_rates": "12_win_rates",
+    "benchmarks": "13_benchmarks",
+    "data_distribution": "14_data_distribution",
+    "breakdowns": "15_breakdowns",
+    "refine": REFINING,
+    "ablations": "20_ablations",
+    "reward_hacking": HACKING,
+    "rivals": "21_rivals",
+    "successors": "23_successors",
+}
+BY_ORACLE = ("win_rates", "refine", "ablations", "reward_hacking")  # analyses with its score
+TEXTS = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
 WRITTEN_JUDGEMENT = (
     "judge.rubric",
     "judge.temperature",
@@ -446,71 +461,83 @@ def _of(owners: Iterable[str], table: str) -> tuple[str, ...]:
 
 
 def _analyses(config: Config, models: list[str], arms: tuple[str, ...]) -> list[Step]:
-    iterations = [f"{a}/iter-{t}" for a in arms for t in range(1, config.iterations + 1)]
-    trained = [m for m in models if m not in SEED_MODELS]
-    judged, answers = _of(models, "judgements"), _of(models, "responses")
-    ways = _of((m for m in models if judged_in_ways(config, m)), "ways")
-    compared = _of((m for m in models if m != "baseline"), "comparisons")
-    card = ("referee/comparisons", "seed/eft_eval")
-    prompts, candidates = _of(iterations, "prompts"), _of(iterations, "candidates")
-    own, pairs = _of(iterations, "judgements"), _of(iterations, "pairs")
-    at_equal_length = (*judged, *compared, "seed/eft_eval")
-    length = (*answers, *candidates, *own, *pairs, *at_equal_length)
-    trained_on = ("seed/ift", "seed/eft", "seed/eft_targets", "seed/test_prompts")
-    broken_down = ("seed/test_prompts", "seed/eft_eval", *answers, *judged, *compared)
-    beside = tuple(
-        step.name
-        for arm in arms
-        for t in range(1, config.iterations + 1)
-        for step in _beside(config.for_arm(arm), arm, t)
-    )
+    """What is made of all models and iterations together, ending with the report."""
+    made = _made(config, models, arms)
     measured, refining = _benchmarks(config, models), _refining(config, models, arms)
-    own_answers = tuple(dict.fromkeys(i for s in refining for i in (*s.inputs, s.name)))
-    refined = ("seed/test_prompts", *(i for i in own_answers if not i.endswith("/adapter")))
-    hacking, drifts = _hacking(config, models), _of(trained, "drift")
-    dressed = _of((m for m in models if f"{m}/probes" in {s.name for s in hacking}), "judgements")
-    hacked = (*(s.name for s in hacking), *dressed, "seed/eft_eval", *candidates, *drifts)
-    embedded = ()
+    hacking, embedded = _hacking(config, models), []
     if config.eval.embedding_model:
-        of, by = (*trained_on, *prompts, *pairs), ("eval.embedding_model",)
-        embedded = (_table("embeddings", of, by, "14_data_distribution"),)
-    frozen = _of(frozen_judges(config, arms), "judgements")
-    accuracy = ("seed/eft_eval", *judged, *frozen, *own, *ways)
-    metrics = [
-        ("reward_accuracy", accuracy, (), "10_reward_accuracy"),
-        ("length_drift", length, (), "11_length_drift"),
-        ("win_rates", (*answers, *compared, *card), ("arms.oracle",), "12_win_rates"),
-        (
-            "benchmarks",
-            ("M0/responses", *answers, *(s.name for s in measured)),
-            (),
-            "13_benchmarks",
-        ),
-        (
-            "data_distribution",
-            (*trained_on, *prompts, *pairs, *(s.name for s in embedded)),
-            (),
-            "14_data_distribution",
-        ),
-        ("breakdowns", broken_down, (), "15_breakdowns"),
-        ("refine", refined, ("arms.oracle",), REFINING),
-        ("ablations", (*broken_down, *own, *pairs), ("arms.oracle",), "20_ablations"),
-        ("reward_hacking", (*hacked, "metrics/ablations"), ("arms.oracle",), HACKING),
-    ]
-    adapters = _of((*trained, *frozen_judges(config, arms)), "adapter")
-    spent = (*prompts, *candidates, *own, *pairs, *beside, *adapters)
-    switched = ("metrics/ablations", *own, *pairs, *beside)  # the first is shown beside
-    metrics += [
-        ("rivals", ("metrics/ablations", *spent), (), "21_rivals"),
-        ("successors", switched, (), "23_successors"),
-    ]
-    steps = [
-        Step(f"metrics/{n}", i, ("eval.resamples", *more), notebook, (f"metrics/{n}.json",))
-        for n, i, more, notebook in metrics
-    ]
-    shown = (*prompts, *candidates, *own, *pairs, *beside)
+        of, by = (*TEXTS, *made["prompts"], *made["pairs"]), ("eval.embedding_model",)
+        embedded = [_table("embeddings", of, by, "14_data_distribution")]
+    extra = {
+        "benchmarks": measured,
+        "data_distribution": embedded,
+        "refine": refining,
+        "reward_hacking": hacking,
+    }
+    steps = []
+    for name, inputs in _analysed(made, extra).items():
+        settings = ("eval.resamples", *(("arms.oracle",) if name in BY_ORACLE else ()))
+        output = f"metrics/{name}.json"
+        steps.append(Step(f"metrics/{name}", inputs, settings, NOTEBOOKS[name], (output,)))
+    shown = (*made["prompts"], *made["candidates"], *made["own"], *made["pairs"], *made["beside"])
     browse = Step("browse", shown, (), "05_browse_pairs", ("browse.html",))
-    inputs = (*(s.name for s in steps), *shown, *drifts)
-    made = [browse, *measured, *embedded, *refining, *hacking, *steps]
-    series = sorted(made, key=lambda step: step.notebook)
+    inputs = (*(s.name for s in steps), *shown, *made["drift"])
+    series = [browse, *measured, *embedded, *refining, *hacking, *steps]
+    series.sort(key=lambda step: step.notebook)
     return [*series, Step("report", inputs, (), "30_report", ("report.html",))]
+
+
+def _made(config: Config, models: list[str], arms: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The steps of all models and iterations, by what they make."""
+    iterations = [(a, t) for a in arms for t in range(1, config.iterations + 1)]
+    folders = [f"{arm}/iter-{t}" for arm, t in iterations]
+    trained = [m for m in models if m not in SEED_MODELS]
+    frozen = frozen_judges(config, arms)
+    beside = [step.name for a, t in iterations for step in _beside(config.for_arm(a), a, t)]
+    return {
+        "judgements": _of(models, "judgements"),
+        "responses": _of(models, "responses"),
+        "comparisons": _of((m for m in models if m != "baseline"), "comparisons"),
+        "ways": _of((m for m in models if judged_in_ways(config, m)), "ways"),
+        "drift": _of(trained, "drift"),
+        "adapters": _of((*trained, *frozen), "adapter"),
+        "frozen": _of(frozen, "judgements"),
+        "prompts": _of(folders, "prompts"),
+        "candidates": _of(folders, "candidates"),
+        "own": _of(folders, "judgements"),
+        "pairs": _of(folders, "pairs"),
+        "beside": tuple(beside),
+    }
+
+
+def _analysed(
+    made: dict[str, tuple[str, ...]], extra: dict[str, list[Step]]
+) -> dict[str, tuple[str, ...]]:
+    """The inputs of each analysis: of what was `made` of all, and its `extra` steps."""
+
+    def every(*kinds: str) -> tuple[str, ...]:
+        return tuple(name for kind in kinds for name in made[kind])
+
+    own = {name: tuple(step.name for step in steps) for name, steps in extra.items()}
+    refined = dict.fromkeys(i for step in extra["refine"] for i in (*step.inputs, step.name))
+    probes = [name for name in own["reward_hacking"] if name.endswith("/probes")]
+    dressed = _of((name.removesuffix("/probes") for name in probes), "judgements")
+    ranked, asked = "seed/eft_eval", "seed/test_prompts"
+    answered = (asked, ranked, *every("responses", "judgements", "comparisons"))
+    length = every("responses", "candidates", "own", "pairs", "judgements", "comparisons")
+    spent = every("prompts", "candidates", "own", "pairs", "beside", "adapters")
+    hacked = (*own["reward_hacking"], *dressed, ranked, *every("candidates", "drift"))
+    shown = "metrics/ablations"
+    return {
+        "reward_accuracy": (ranked, *every("judgements", "frozen", "own", "ways")),
+        "length_drift": (*length, ranked),
+        "win_rates": (*every("responses", "comparisons"), "referee/comparisons", ranked),
+        "benchmarks": ("M0/responses", *made["responses"], *own["benchmarks"]),
+        "data_distribution": (*TEXTS, *every("prompts", "pairs"), *own["data_distribution"]),
+        "breakdowns": answered,
+        "refine": (asked, *(name for name in refined if not name.endswith("/adapter"))),
+        "ablations": (*answered, *every("own", "pairs")),
+        "reward_hacking": (*hacked, shown),
+        "rivals": (shown, *spent),
+        "successors": (shown, *every("own", "pairs", "beside")),
+    }
