@@ -47,7 +47,7 @@ from srkit.models import Policy, load_base, placement
 from srkit.prompts import SCALES, Conversation, judge_prompt, user
 from srkit.provenance import peak_memory_mb, provenance
 from srkit.reading import shown
-from srkit.study import derive_seed, read_jsonl
+from srkit.rows import derive_seed, read_jsonl
 
 if TYPE_CHECKING:
     from srkit.config import Model

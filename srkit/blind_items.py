@@ -25,8 +25,9 @@ from srkit.engine import Sampling, open_engine
 from srkit.judge import draw_judgements, mean_scores
 from srkit.prompts import user
 from srkit.reading import parse_object, read_text
+from srkit.rows import Row, derive_seed
 from srkit.seed import KIT
-from srkit.study import Row, Study, derive_seed
+from srkit.study import Study
 
 FILE = KIT / "facts.jsonl"
 KINDS = ("arithmetic", "spelling", "fact")

@@ -24,7 +24,8 @@ from srkit import metrics
 from srkit.escape import UNTYPESET, block, escaped, page, visible
 from srkit.judge import by, mean_scores
 from srkit.notebook import in_batch
-from srkit.study import Row, Study
+from srkit.rows import Row
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from ipywidgets import VBox

@@ -25,7 +25,8 @@ from srkit.config import SrkitError
 from srkit.judge import make_judgements
 from srkit.plan import judge_before
 from srkit.reward_accuracy import mean_scores
-from srkit.study import Row, Study
+from srkit.rows import Row
+from srkit.study import Study
 
 
 def make_judgements_before(study: Study, arm: str, iteration: int) -> list[Row]:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from srkit.ablations import Run, last_iteration
-from srkit.study import Row
+from srkit.rows import Row
 
 TOKENS = ("written", "read", "trained")
 COUNTS = ("rows", "examples", "updates")

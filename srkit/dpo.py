@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from srkit.consistency import measured
 from srkit.prompts import user
+from srkit.rows import Row, derive_seed, kept
 from srkit.sft import make_positive
-from srkit.study import Row, Study, derive_seed, kept
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from srkit.train import Preference

@@ -36,7 +36,8 @@ from srkit import stats
 from srkit.distributed import share, together
 from srkit.engine import Completion, Sampling
 from srkit.prompts import user
-from srkit.study import Row, Study, derive_seed
+from srkit.rows import Row, derive_seed
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from torch import Tensor

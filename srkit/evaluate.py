@@ -22,7 +22,8 @@ from functools import partial
 from srkit.engine import Sampling, open_engine
 from srkit.plan import SEED_MODELS, model_names
 from srkit.prompts import Conversation, compare_prompt, user
-from srkit.study import Row, Study, derive_seed
+from srkit.rows import Row, derive_seed
+from srkit.study import Study
 
 
 def rivals(models: Sequence[str], model: str) -> list[str]:

@@ -15,7 +15,8 @@ from srkit import ablations, benchmarks, blind_spots, metrics, overoptimisation,
 from srkit.headtohead import MATCH
 from srkit.plan import PAPER_ARM
 from srkit.reward_accuracy import LENGTH_ALONE
-from srkit.study import Row, Study
+from srkit.rows import Row
+from srkit.study import Study
 
 
 def findings(study: Study) -> dict[str, list[str]]:

@@ -29,8 +29,9 @@ from srkit import memory
 from srkit.config import Config, Model, Sft, SrkitError, presets, resolve
 from srkit.memory import SHAPES, Memory, Shape
 from srkit.plan import PAPER_ARM, Step, plan
+from srkit.rows import Row
 from srkit.speed import Speed, cached, work
-from srkit.study import Row, Study
+from srkit.study import Study
 from srkit.workload import Texts, Work, work_of
 
 MB = 2**20  # as the manifest counts

@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 from srkit.config import SrkitError
 from srkit.distributed import first
-from srkit.study import Row, Study
+from srkit.rows import Row
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

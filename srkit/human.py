@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from srkit.study import Row, Study, kept
+from srkit.rows import Row, kept
+from srkit.study import Study
 
 BEST = 5  # the score of rank 0, the top of the additive scale
 

@@ -25,7 +25,8 @@ from srkit.config import Instruct, SrkitError
 from srkit.engine import Sampling, open_engine
 from srkit.plan import PAPER_ARM, SEEDED
 from srkit.prompts import parse_requests, self_instruct_prompt
-from srkit.study import Row, Study, derive_seed, kept
+from srkit.rows import Row, derive_seed, kept
+from srkit.study import Study
 
 KEYWORDS = ("image", "graph", "picture", "file", "map", "draw", "plot", "go to")
 _KEYWORD = re.compile(rf"\b(?:{'|'.join(f'{word}s?' for word in KEYWORDS)})\b", re.I)

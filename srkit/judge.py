@@ -42,7 +42,8 @@ from srkit.prompts import (
     parse_score,
 )
 from srkit.reading import require_rows
-from srkit.study import Row, Study, derive_seed, kept
+from srkit.rows import Row, derive_seed, kept
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from srkit.models import Policy

@@ -29,8 +29,9 @@ from srkit.config import Judge, SrkitError, build, legal_names
 from srkit.disk import append_line, write_atomically
 from srkit.judge import judge_responses
 from srkit.prompts import judge_prompt, text
+from srkit.rows import Row, complete_lines
 from srkit.seed import ranked_prompts
-from srkit.study import Row, Study, complete_lines
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from srkit.models import Policy

@@ -31,7 +31,8 @@ from srkit.engine import Dealt, Engine
 from srkit.judge import judge_responses
 from srkit.plan import model_before
 from srkit.prompts import Conversation, judge_prompt, user, yes_no_prompt
-from srkit.study import Row, Study, derive_seed
+from srkit.rows import Row, derive_seed
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from srkit.models import Policy

@@ -32,7 +32,8 @@ from srkit.evaluate import Match, compare
 from srkit.judge import by, make_judgements
 from srkit.pairs import best_worst
 from srkit.prompts import judge_prompt, meta_judge_prompt
-from srkit.study import Row, Study
+from srkit.rows import Row
+from srkit.study import Study
 
 
 def make_judge_draws(study: Study, arm: str, iteration: int) -> list[Row]:

@@ -27,7 +27,8 @@ from srkit.health import check_health
 from srkit.judge import by, mean_scores
 from srkit.plan import PAPER_ARM
 from srkit.prompts import user
-from srkit.study import Row, Study, derive_seed, kept
+from srkit.rows import Row, derive_seed, kept
+from srkit.study import Study
 
 
 def make_candidates(study: Study, arm: str, iteration: int) -> list[Row]:

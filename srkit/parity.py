@@ -33,7 +33,8 @@ from srkit.engine import Engine, Sampling, open_engine
 from srkit.models import Policy, load_policy, open_policy, placement, release, save_adapter
 from srkit.plan import model_names
 from srkit.prompts import Conversation, compare_prompt, judge_prompt, user
-from srkit.study import Row, Study
+from srkit.rows import Row
+from srkit.study import Study
 
 ENGINES = ("hf", "vllm", "endpoint")
 TOKENS = 24

@@ -33,7 +33,8 @@ from srkit import stats
 from srkit.config import SrkitError
 from srkit.judge import draw_judgements, make_judgements
 from srkit.reward_accuracy import mean_scores
-from srkit.study import Row, Study
+from srkit.rows import Row
+from srkit.study import Study
 
 AS_IT_IS, CONTROL = "as it is", "harmless sentence"
 UP = 0.1  # points: a score that rose by at least so much was moved up

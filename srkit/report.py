@@ -22,7 +22,8 @@ from srkit.figures.style import PAGE
 from srkit.findings import findings, rate
 from srkit.headtohead import MATCH
 from srkit.headtohead import PAPER as PAPER_MATCHES
-from srkit.study import Study, kept
+from srkit.rows import kept
+from srkit.study import Study
 
 PHONE = 92  # pixels for an inch of a figure on a narrow screen: its 7 points are then readable
 STYLE = """

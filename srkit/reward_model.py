@@ -30,7 +30,8 @@ from srkit.config import SrkitError
 from srkit.distributed import share, together
 from srkit.plan import REWARD_MODEL
 from srkit.prompts import user
-from srkit.study import Row, Study, derive_seed
+from srkit.rows import Row, derive_seed
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from srkit.train import Preference

@@ -37,7 +37,8 @@ from srkit.config import Config, SrkitError
 from srkit.constraints import check
 from srkit.prompts import one_line
 from srkit.reading import decode, parse_object, read_text, shown
-from srkit.study import Row, Study, derive_seed
+from srkit.rows import Row, derive_seed
+from srkit.study import Study
 
 KIT = Path(__file__).resolve().parents[1] / "data" / "seed"
 FILES = ("ift.jsonl", "eft.jsonl", "test_prompts.jsonl")

@@ -38,7 +38,8 @@ from srkit.judge import judge_responses, make_judgements, mean_scores
 from srkit.judge_ways import FORCED, plain_engine, plain_policy, prompt_lengths
 from srkit.plan import arrived
 from srkit.prompts import Conversation, compare_prompt, judge_prompt, text, user
-from srkit.study import Row, Study, derive_seed
+from srkit.rows import Row, derive_seed
+from srkit.study import Study
 
 ROUNDS = 4  # refinements at most
 STOP = "nothing to improve"

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from srkit.config import SrkitError
 from srkit.judge import mean_scores
 from srkit.prompts import SCALES, judge_prompt, user
-from srkit.study import Row, Study, derive_seed, kept
+from srkit.rows import Row, derive_seed, kept
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from srkit.train import Example

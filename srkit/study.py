@@ -22,11 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import platform
-import re
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import yaml
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from srkit import prompts
@@ -54,74 +48,13 @@ from srkit.config import (
 )
 from srkit.disk import append_line, sync_files, write_atomically, writing
 from srkit.distributed import first, rank, together
+from srkit.lock import held
 from srkit.plan import PAPER_ARM, Step, model_after, plan
 from srkit.provenance import joules, peak_memory_mb, provenance
-from srkit.reading import decode, parse_object, parse_yaml, read_object, read_text, shown
+from srkit.reading import decode, parse_yaml, read_object, read_text, shown
+from srkit.rows import Row, parse_jsonl, read_jsonl, sealed, unsealed
 
-Row = dict[str, Any]
 log = logging.getLogger(__name__)
-PATIENCE = 2.0  # seconds for a lock: a process that was killed leaves it when its forks have ended
-
-
-def derive_seed(*coordinates: int | str) -> int:
-    """A 63-bit seed from a row's coordinates alone (study seed, step, prompt id, sample)."""
-    text = "\x1f".join(str(c) for c in coordinates).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """Rows of a JSON Lines file.
-
-    Raises: SrkitError with the line number if a line is not UTF-8 or not a JSON object.
-    """
-    return _parse_lines(read_text(path), path)
-
-
-def complete_lines(path: Path) -> list[Row]:
-    """Rows of an append-only file, without a torn last line."""
-    if not path.exists():
-        return []
-    return _parse_lines(read_text(path, complete=True), path)
-
-
-def _parse_lines(text: str, path: Path) -> list[Row]:
-    lines = enumerate(text.split("\n"), 1)
-    return [parse_object(line, f"{path}, line {n}") for n, line in lines if line.strip()]
-
-
-def _sealed(row: Row) -> str:
-    """A row as a line that shows when it was damaged."""
-    return json.dumps({**row, "seal": _seal(row)})
-
-
-def _seal(row: Row) -> str:
-    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
-
-
-def _unsealed(path: Path, advice: str) -> list[Row]:
-    """Rows of an append-only file; lines of earlier versions have no seal.
-
-    Raises: SrkitError naming a line that was damaged, with the advice.
-    """
-    try:
-        rows = complete_lines(path)
-        for number, row in enumerate(rows, 1):
-            if not row:
-                continue
-            name, last = row.popitem()
-            # a seal under another name is one whose name was damaged
-            if (name == "seal") != (last == _seal(row)):
-                raise SrkitError(f"{path}, line {number}: it was changed after it was written.")
-            if name != "seal":
-                row[name] = last
-    except SrkitError as error:
-        raise SrkitError(f"{error} {advice}") from None
-    return rows
-
-
-def kept(rows: list[Row]) -> list[Row]:
-    """Rows in use: tables keep what a filter dropped, with the reason in `dropped`."""
-    return [row for row in rows if not row.get("dropped")]
 
 
 class Study:
@@ -177,7 +110,7 @@ class Study:
         if stored == self.config:
             return
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        with self._held(".run", "changing its settings") if stored else nullcontext():
+        with held(self.path, ".run", "changing its settings") if stored else nullcontext():
             write_atomically(self.path / "study.yaml", text)
 
     # --- what is there -------------------------------------------------------------------------
@@ -216,7 +149,7 @@ class Study:
         finished.
         """
         file = self.path / "manifest.jsonl"
-        rows = _unsealed(
+        rows = unsealed(
             file,
             "Restore the manifest from a copy, or delete this line: the step that it told of, and "
             "what depends on it, is then made again.",
@@ -268,7 +201,7 @@ class Study:
         Raises: SrkitError naming the notebook to run first, or a file that was altered.
         """
         file = self.path / self.step(name).outputs[0]
-        return _parse_lines(decode(self._checked(name), file), file)
+        return parse_jsonl(decode(self._checked(name), file), file)
 
     def read_text(self, name: str) -> str:
         """A finished step's file as text; raises as `read` does."""
@@ -400,12 +333,12 @@ class Study:
         if first(lambda: self.state(name)) == "done":
             return self.read(name)
         step = self.step(name)
-        with self._making(step) as (partial, record), ExitStack() as held:
+        with self._making(step) as (partial, record), ExitStack() as opened:
             chunks = first(lambda: _chunks(partial))
             rows = [row for c in chunks for row in c["rows"]]
             parts = range(len(chunks) * chunk, len(items), chunk)
             begun = min(parts.start, len(items))
-            bar = held.enter_context(tqdm(total=len(items), initial=begun, desc=name, **_BAR))
+            bar = opened.enter_context(tqdm(total=len(items), initial=begun, desc=name, **_BAR))
             for start in parts:
                 if until(rows):
                     break
@@ -416,7 +349,7 @@ class Study:
                 if cost := sum(together(lambda before=before: self.spent - before), Counter()):
                     done["spent"] = cost
                 chunks.append(done)
-                first(lambda done=done: append_line(partial, _sealed(done)))
+                first(lambda done=done: append_line(partial, sealed(done)))
                 rows += new
                 bar.update(len(part))
             bar.close()
@@ -490,8 +423,8 @@ class Study:
     @contextmanager
     def _making(self, step: Step) -> Iterator[tuple[Path, Row]]:
         """Hold the lock, check the inputs, and write the manifest line at the end."""
-        with ExitStack() as held:
-            partial = first(lambda: self._begin(step, held))
+        with ExitStack() as locks:
+            partial = first(lambda: self._begin(step, locks))
             began, energy, record = time.monotonic(), joules(), {}
             yield partial, record
             record.setdefault("seconds", time.monotonic() - began)
@@ -499,9 +432,9 @@ class Study:
                 record["joules"] = round(now - energy)
             first(lambda: self._end(step, record))
 
-    def _begin(self, step: Step, held: ExitStack) -> Path:
-        """Where work in progress lies, once the lock is `held` and the inputs are there."""
-        held.enter_context(self._held(".lock", f"making {step.name}"))
+    def _begin(self, step: Step, locks: ExitStack) -> Path:
+        """Where work in progress lies, once the study is locked and the inputs are there."""
+        locks.enter_context(held(self.path, ".lock", f"making {step.name}"))
         states = self.states()
         if states[step.name].startswith("stale"):
             log.warning("%s is made again: %s", step.name, states[step.name])
@@ -533,28 +466,7 @@ class Study:
 
         Raises: SrkitError if another run holds it, saying which.
         """
-        with self._held(".run", "running the series"):
-            yield
-
-    @contextmanager
-    def _held(self, name: str, doing: str) -> Iterator[None]:
-        """Hold one of the study's locks, with a note of who does and why beside it.
-
-        The system gives a lock back when its holder dies, so a stale one stops nobody.
-        """
-        note, lock = self.path / f"{name}-holder", FileLock(self.path / name, timeout=PATIENCE)
-        with writing(note):
-            try:
-                held = lock.acquire()
-            except Timeout:
-                raise SrkitError(
-                    f"The study {self.path} is being written by {_holder(note)}. Wait for it to "
-                    "finish, stop it, or use another --study."
-                ) from None
-        with held:
-            since, words = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.orig_argv).split()
-            who = f"process {os.getpid()} on {platform.node()} ({' '.join(words)[:200]})"
-            write_atomically(note, f"{who}, since {since}, {doing}")
+        with held(self.path, ".run", "running the series"):
             yield
 
     def _record(self, step: Step, more: Row) -> None:
@@ -577,7 +489,7 @@ class Study:
         self._append(row)
 
     def _append(self, row: Row) -> None:
-        append_line(self.path / "manifest.jsonl", _sealed(row))
+        append_line(self.path / "manifest.jsonl", sealed(row))
 
     def expected(self, step: Step) -> Row:
         """What `srkit forecast` said of a step: seconds, peak_memory_mb, tokens; {} if nothing.
@@ -665,20 +577,11 @@ def _note(partial: Path) -> Path:
 def _chunks(partial: Path) -> list[Row]:
     """Chunks of a table in progress. Raises: SrkitError if one was damaged, doubled or lost."""
     advice = "Delete this line and those after it, or the whole file: those chunks are made again."
-    chunks = _unsealed(partial, advice)
+    chunks = unsealed(partial, advice)
     for place, chunk in enumerate(chunks):
         if chunk.get("chunk") != place:
             raise SrkitError(f"{partial}, line {place + 1}: this is not chunk {place}. {advice}")
     return chunks
-
-
-def _holder(note: Path) -> str:
-    """Who holds a lock, as its note says; nobody knows if that process has ended."""
-    said = note.read_text("utf-8") if note.exists() else ""
-    found = re.match(r"process (\d+) on (\S+)", said)
-    if not found or (found[2] == platform.node() and not psutil.pid_exists(int(found[1]))):
-        return "another process"
-    return said
 
 
 def _announced(name: str, expected: Row) -> str:

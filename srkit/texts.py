@@ -25,7 +25,8 @@ from srkit.config import SrkitError
 from srkit.distributed import first
 from srkit.distribution import Vectors
 from srkit.prompts import judge_prompt
-from srkit.study import Row, Study, kept
+from srkit.rows import Row, kept
+from srkit.study import Study
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

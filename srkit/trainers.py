@@ -40,7 +40,7 @@ from srkit.disk import sync_files, write_atomically
 from srkit.distributed import rank, share, together
 from srkit.logps import IGNORED, completion_logps, pack
 from srkit.losses import length_handicap, likelihood_loss, preference_loss
-from srkit.study import derive_seed
+from srkit.rows import derive_seed
 
 if TYPE_CHECKING:
     from srkit.config import Dpo, Sft

@@ -22,8 +22,9 @@ from srkit.engine import Sampling, open_engine
 from srkit.judge import draw_judgements
 from srkit.prompts import Conversation, user
 from srkit.reading import parse_object, read_text
+from srkit.rows import Row, derive_seed
 from srkit.seed import KIT
-from srkit.study import Row, Study, derive_seed
+from srkit.study import Study
 
 FILE = KIT / "two_turn.jsonl"
 

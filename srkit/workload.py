@@ -25,10 +25,11 @@ from srkit.config import Config, Dpo, Sft
 from srkit.judge import UNASKED
 from srkit.plan import REWARD_MODEL, Step, compares
 from srkit.probes import KINDS
+from srkit.rows import Row, kept
 from srkit.seed import SeedData, load
 from srkit.self_refine import DRAFTS, ROUNDS
 from srkit.speed import Speed
-from srkit.study import Row, Study, kept
+from srkit.study import Study
 from srkit.two_turn import questions
 
 WORD = 6  # characters, with the space

@@ -13,8 +13,9 @@ from srkit.config import ARMS
 from srkit.instruct import make_prompts
 from srkit.judge import judge_candidates
 from srkit.pairs import make_candidates, make_pairs
+from srkit.rows import read_jsonl
 from srkit.sft import best, positives
-from srkit.study import Study, read_jsonl
+from srkit.study import Study
 
 SEED = ["baseline/adapter", "seed/eft_targets", "M1/adapter"]
 

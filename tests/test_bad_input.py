@@ -24,7 +24,8 @@ from srkit.config import Model, SrkitError, resolve
 from srkit.engine import Sampling
 from srkit.notebook import begin
 from srkit.prompts import judge_prompt, user
-from srkit.study import Study, read_jsonl
+from srkit.rows import read_jsonl
+from srkit.study import Study
 
 HERE = Path(__file__).parent
 TINY = Model(name="tiny")

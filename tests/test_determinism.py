@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from srkit.drawings import TIMED
-from srkit.study import Study, read_jsonl
+from srkit.rows import read_jsonl
+from srkit.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 

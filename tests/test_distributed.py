@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from srkit.config import Sft, SrkitError
 from srkit.distributed import first, share, together
-from srkit.study import Study, kept, read_jsonl
+from srkit.rows import kept, read_jsonl
+from srkit.study import Study
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from srkit.instruct import (
     max_rouge,
     rouge_tokens,
 )
-from srkit.study import Study, kept
+from srkit.rows import kept
+from srkit.study import Study
 
 ORACLE = RougeScorer(["rougeL"], use_stemmer=False)
 TINY = Instruct(min_words=2, max_words=9)

@@ -27,7 +27,8 @@ from srkit.judge import (
     thin_most_common,
 )
 from srkit.prompts import parse_score
-from srkit.study import Study, kept
+from srkit.rows import kept
+from srkit.study import Study
 
 
 def ranked(*scores, prompt="p1", **more) -> list[dict]:

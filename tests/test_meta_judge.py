@@ -15,7 +15,8 @@ from srkit.meta_judge import (
     most_varied,
     strengths,
 )
-from srkit.study import Study, kept
+from srkit.rows import kept
+from srkit.study import Study
 
 FOLDER = "meta-judge/iter-1"
 

@@ -19,7 +19,8 @@ from srkit.pairs import (
     pair_of,
     places_of,
 )
-from srkit.study import Study, kept
+from srkit.rows import kept
+from srkit.study import Study
 
 SETTINGS = Pairs()
 scores = st.lists(st.none() | st.sampled_from([0.0, 1.0, 2.5, 10 / 3, 4.0, 5.0]), max_size=8)

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from srkit.config import SrkitError, parse_overrides
 from srkit.prompts import one_line, parse_requests, parse_score
 from srkit.reading import shown
+from srkit.rows import parse_jsonl
 from srkit.seed import Message, first_turns
-from srkit.study import _parse_lines
 
 FILE = Path("t.jsonl")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # all but halves of characters
@@ -110,7 +110,7 @@ def test_a_shown_value_is_one_short_line(value, most):
 @given(st.lists(st.dictionaries(TEXT, VALUE, max_size=4), max_size=5), st.booleans())
 def test_rows_come_back_as_they_were_written(rows, ascii_):
     written = "".join(json.dumps(row, ensure_ascii=ascii_) + "\n" for row in rows)
-    assert _parse_lines(written, FILE) == rows
+    assert parse_jsonl(written, FILE) == rows
 
 
 BROKEN = ("{", "[1]", "NaN", "null", "3", '{"a": Infinity}', "{'a': 1}")
@@ -123,7 +123,7 @@ def test_a_broken_line_is_named_by_its_number(rows, place, broken):
     place = min(place, len(lines) + 1)
     lines.insert(place - 1, broken)
     with pytest.raises(SrkitError, match=rf"^t\.jsonl, line {place}: not "):
-        _parse_lines("\n".join(lines), FILE)
+        parse_jsonl("\n".join(lines), FILE)
 
 
 MESSAGE = st.fixed_dictionaries(

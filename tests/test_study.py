@@ -18,7 +18,8 @@ from srkit import provenance
 from srkit import study as module
 from srkit.config import SrkitError
 from srkit.disk import append_line, write_atomically
-from srkit.study import Study, derive_seed, kept, read_jsonl
+from srkit.rows import derive_seed, kept, read_jsonl
+from srkit.study import Study
 
 ITEMS, CHUNK = list(range(10)), 3  # four chunks, the last one short
 

@@ -31,7 +31,8 @@ from srkit.generate import HfEngine
 from srkit.models import load_policy
 from srkit.pairs import pair_of
 from srkit.prompts import user
-from srkit.study import Study, derive_seed, kept, read_jsonl
+from srkit.rows import derive_seed, kept, read_jsonl
+from srkit.study import Study
 from srkit.train import train_dpo
 
 NAMES = ("judge", "draw", "lr", "epochs", "beta", "pairs")

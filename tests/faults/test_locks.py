@@ -14,10 +14,11 @@ from srkit.study import Study
 
 HOLD = """
     import sys, time
+    from srkit.lock import held
     from srkit.study import Study
 
     study, what = Study.open(sys.argv[1]), sys.argv[2]
-    with study.running() if what == "run" else study._held(".lock", "making seed/ift"):
+    with study.running() if what == "run" else held(study.path, ".lock", "making seed/ift"):
         print("held", flush=True)
         time.sleep(120)
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from srkit.prompts import SCALES, parse_score
 from srkit.reading import SrkitError, decode
+from srkit.rows import parse_jsonl
 from srkit.seed import Message, _lines, _valid, first_turns
-from srkit.study import _parse_lines
 
 FILE = Path("table.jsonl")
 
@@ -49,13 +49,13 @@ def messages(data: bytes) -> None:
 def table(data: bytes) -> None:
     """A table is refused in words that name the line, or its rows survive being written again."""
     try:
-        rows = _parse_lines(decode(data, FILE), FILE)
+        rows = parse_jsonl(decode(data, FILE), FILE)
     except SrkitError as error:
         _in_words(str(error))
         return
     assert all(isinstance(row, dict) for row in rows)
     written = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-    assert _parse_lines(written, FILE) == rows
+    assert parse_jsonl(written, FILE) == rows
 
 
 def _in_words(message: str) -> None:
