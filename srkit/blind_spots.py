@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from srkit import stats
@@ -57,8 +56,8 @@ def states(table: pd.DataFrame) -> pd.DataFrame:
     gap = scores["key"] - scores["wrong"]
     scored = margin.notna()
     blind = margin.ge(0).astype(float)
-    state = pd.Series(np.where(blind == 1, BLIND, SEEN), index=own.index, dtype=object)
-    state = state.where(scored.reindex(own.index), None).mask(right, RIGHT)
+    state = blind.map({1.0: BLIND, 0.0: SEEN}).astype(object).where(scored, None)
+    state = state.reindex(own.index).mask(right, RIGHT)  # the scores are sorted by id
     made = {
         "kind": own["kind"],
         "state": state,

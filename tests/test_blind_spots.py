@@ -147,6 +147,15 @@ def test_states_by_hand():
     assert found["margin"].dropna().to_dict() == {"b": 1, "c": 0, "d": -1, "e": 3}
 
 
+def test_items_keep_their_states_whatever_their_order():
+    """The kit's own ids are not sorted: arithmetic-01, spelling-01, fact-01, ..."""
+    turned = table(dict(reversed(START.items())))
+    found = blind_spots.states(turned).set_index("prompt_id")
+    pd.testing.assert_frame_equal(
+        found.sort_index(), blind_spots.states(TABLES["M1"]).set_index("prompt_id")
+    )
+
+
 def test_measures_by_hand():
     found = blind_spots.measures(TABLES, STARTS, 50)
     every = found[(found["kind"] == "all") & (found["against"] == "")]
