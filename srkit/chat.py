@@ -42,18 +42,22 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
     """Token ids of a conversation, ready to be continued by the model.
 
     The tokenizer's own template is applied once. A last message from the user is followed by the
-    generation prompt; a last message from the assistant is a prefix that generation goes on from.
+    generation prompt; a last message from the assistant is a prefix that generation goes on from,
+    in the tokens in which training shows the beginning of an answer. (Templates may put something
+    else before an answer that they are given than before one that they ask for, Qwen3's a thought.)
     Control tokens inside contents are encoded as plain text; on other texts the ids are those of
     `apply_chat_template`.
 
     Raises: SrkitError if the template refuses the roles.
     """
-    continued = conversation[-1]["role"] == "assistant"
+    *before, last = conversation
+    if last["role"] == "assistant" and before:
+        prefix = encode_completion(tokenizer, last["content"], finished=False)
+        return encode_prompt(tokenizer, before) + prefix
     try:
         return tokenizer.apply_chat_template(
             conversation,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
+            add_generation_prompt=True,
             sanitize_control_tokens=True,
             return_dict=False,
         )
