@@ -71,7 +71,7 @@ def make_reward_model(study: Study) -> Row:
 def rewards(study: Study, rows: Sequence[Row]) -> list[float]:
     """The reward of each response: rows have `id`, `prompt`, and the text as `response` or `text`.
 
-    A response that was cut (`truncated`) is read without an end, as it would be trained on.
+    Each is read with its end, also one that was cut: there alone the head has learned to read.
     Raises: SrkitError for one that does not fit the model's context.
     """
     parts = together(lambda: _rewards(study, share(rows)))
@@ -89,9 +89,8 @@ def _rewards(study: Study, rows: Sequence[Row]) -> list[float]:
     policy = open_policy(study, REWARD_MODEL)
     found = []
     for row in rows:
-        text, finished = row.get("response", row.get("text")), not row.get("truncated")
         ids = encode_prompt(policy.tokenizer, user(row["prompt"]))
-        ids += encode_completion(policy.tokenizer, text, finished)
+        ids += encode_completion(policy.tokenizer, row.get("response", row.get("text")))
         if len(ids) > context_of(policy.model):
             raise SrkitError(
                 f"The response {row['id']} and its prompt have {len(ids)} tokens, more than the "

@@ -226,7 +226,7 @@ def test_the_held_out_rankings_are_read_whole_and_one_at_a_time(study):
     assert rows[0]["reward"] == pytest.approx(reward, abs=1e-5)
     assert rows[0]["score"] == pytest.approx(5 / (1 + math.exp(-reward)), abs=1e-5)
     cut = {"id": "x", "prompt": "d?", "text": "d0", "truncated": True}
-    assert reward_model.rewards(study, [cut])[0] != pytest.approx(reward)
+    assert reward_model.rewards(study, [cut])[0] == pytest.approx(reward), "its head reads an end"
 
 
 def test_a_text_that_does_not_fit_is_named(study):
