@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import sys
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +41,7 @@ from srkit.reading import decode, parse_object, read_text, shown
 from srkit.rows import Row, derive_seed
 from srkit.study import Study
 
+log = logging.getLogger(__name__)
 KIT = Path(__file__).resolve().parents[1] / "data" / "seed"
 FILES = ("ift.jsonl", "eft.jsonl", "test_prompts.jsonl")
 SUFFIXES = (".jsonl", ".gz", ".parquet", ".json", ".csv")  # a hub id may hold a dot as well
@@ -204,9 +206,13 @@ def load(config: Config) -> SeedData:
 
 
 def make_seed(study: Study) -> SeedData:
-    """Steps `seed/ift`, `seed/eft`, `seed/eft_eval`, `seed/test_prompts`: those not there yet."""
+    """Steps `seed/ift`, `seed/eft`, `seed/eft_eval`, `seed/test_prompts`: those not there yet.
+
+    Raises: SrkitError if the source changed after some of them were made.
+    """
     names = ("ift", "eft", "eft_eval", "test_prompts")
     todo = [n for n in names if study.state(f"seed/{n}") != "done"]
+    _check_source(study, [f"seed/{n}" for n in names if n not in todo], bool(todo))
     data = load(study.config) if todo else SeedData()
     for name in todo:
         rows = getattr(data, name)
@@ -218,6 +224,24 @@ def make_seed(study: Study) -> SeedData:
             extra={"counts": data.counts, "source": _hashes(study.config)},
         )
     return SeedData(**{n: study.read(f"seed/{n}") for n in names})
+
+
+def _check_source(study: Study, made: Sequence[str], more: bool) -> None:
+    """Tables of two versions of a source could share a prompt that has to be held out."""
+    now, records = _hashes(study.config), study.records()
+    other = [name for name in made if records[name].get("source", now) != now]
+    if not now or not other:
+        return
+    words = (
+        f"The seed source {study.config.seed.source} was changed after {', '.join(other)} of "
+        f"{study.path} had been made from it."
+    )
+    if more:
+        raise SrkitError(
+            f"{words} Restore it, or delete {study.path / 'seed'}/*.jsonl: the seed tables are "
+            "then made from it as it is now, and what depends on them is made again."
+        )
+    log.warning("%s The study keeps what it has.", words)
 
 
 def _hashes(config: Config) -> dict[str, str]:

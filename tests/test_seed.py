@@ -15,6 +15,7 @@ from srkit.config import Config, SrkitError, resolve
 from srkit.instruct import max_rouge, rouge_tokens
 from srkit.prompts import judgement_text, parse_score
 from srkit.seed import FILES, KIT, SeedData, first_turns, load, make_seed
+from srkit.study import Study
 
 OASST = Path(__file__).resolve().parents[2] / "shared" / "data" / "oasst1"
 TABLES = ("ift", "eft", "eft_eval", "test_prompts")
@@ -43,6 +44,27 @@ def assert_disjoint(data: SeedData) -> None:
 @pytest.fixture(scope="module")
 def kit() -> SeedData:
     return load(config())
+
+
+def test_tables_of_two_versions_of_a_source_are_not_mixed(tmp_path, caplog):
+    """A prompt that moved from the tests to IFT in between would be in both."""
+    source = shutil.copytree(KIT, tmp_path / "own")
+    settings = f"seed.source={source}"
+    study = Study.open(tmp_path / "study", "tiny", settings)
+    first = make_seed(study)
+    rows = [json.loads(line) for line in (source / "ift.jsonl").read_text("utf-8").splitlines()]
+    rows[0]["response"] = "Another answer."
+    (source / "ift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert make_seed(study) == first
+    assert "was changed after seed/ift, seed/eft, seed/eft_eval, seed/test_prompts" in caplog.text
+    (study.path / "seed/ift.jsonl").unlink()
+    with pytest.raises(SrkitError, match=r"was changed after seed/eft, .*delete .*seed/\*\.jsonl"):
+        make_seed(study)
+    for table in (study.path / "seed").glob("*.jsonl"):
+        table.unlink()
+    assert {row["response"] for row in make_seed(study).ift} != {r["response"] for r in first.ift}
+    shutil.rmtree(source)
+    assert len(make_seed(study).ift) == len(first.ift), "finished tables need no source"
 
 
 # --- the kit's own files -------------------------------------------------------------------------
