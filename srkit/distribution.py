@@ -101,14 +101,15 @@ def text_map(
     sampled = {name: _sample(texts, seed) for name, texts in sets.items()}
     drawn = [(name, text) for name, texts in sampled.items() for text in texts]
     table = pd.DataFrame(drawn, columns=["set", "text"])
+    texts = list(dict.fromkeys(table["text"]))  # each once: arms that copy prompts add no weight
     place = np.zeros((len(table), 2))
-    if len(table) >= 5:
-        vectors = embedding(table["text"].tolist(), known, seed)
-        perplexity = min(PERPLEXITY, (len(table) - 1) / 3)
+    if len(texts) >= 5:
+        vectors = embedding(texts, known, seed)
+        perplexity = min(PERPLEXITY, (len(texts) - 1) / 3)
         start = "pca" if vectors.shape[1] > 1 else "random"
         with threadpool_limits(1):
             fit = TSNE(perplexity=perplexity, init=start, random_state=seed)
-            place = fit.fit_transform(vectors)
+            place = fit.fit_transform(vectors)[table["text"].map(texts.index)]
     x, y = np.round(place.astype(float), 3).T
     counts = {name: len(texts) for name, texts in sets.items()}
     whose = known.model if known else "TF-IDF, SVD"
@@ -184,15 +185,16 @@ def assign_topics(
     table = pd.DataFrame(rows, columns=["name", "text"])
     if table.empty:
         return pd.DataFrame(columns=["name", "topic", "terms"])
-    vectors, terms = tfidf(table["text"].tolist())
-    places = embedding(table["text"].tolist(), known, seed)
+    texts = list(dict.fromkeys(table["text"]))  # each once: arms that copy prompts add no weight
+    vectors, terms = tfidf(texts)
+    places = embedding(texts, known, seed)
     clusters = min(TOPICS, len(np.unique(places.round(6), axis=0)))
     with threadpool_limits(1):
         found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(places)
     order = np.argsort(-np.bincount(found), kind="stable")
     names = {old: _heaviest(vectors[found == old], terms) for old in order}
     ranks = {old: new for new, old in enumerate(order)}
-    topics = pd.Series(found)
+    topics = table["text"].map(dict(zip(texts, found, strict=True)))
     return table[["name"]].assign(topic=topics.map(ranks), terms=topics.map(names))
 
 

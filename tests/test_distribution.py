@@ -50,6 +50,17 @@ def test_novelty_counts_near_duplicates():
     assert (nothing["n"] == 0).all()
 
 
+def test_arms_that_copy_prompts_change_no_topic_and_no_place():
+    alone = {"IFT": [*SEA, *BAKE], "a/iter-1": [f"{text} again" for text in (*SEA, *BAKE)]}
+    copied = alone | {f"{arm}/iter-1": alone["a/iter-1"] for arm in "bcd"}
+    few, many = distribution.assign_topics(alone), distribution.assign_topics(copied)
+    assert many["topic"].tolist()[: len(few)] == few["topic"].tolist()
+    assert many["topic"].tolist()[-len(SEA + BAKE) :] == few["topic"].tolist()[-len(SEA + BAKE) :]
+    drawn, again = distribution.text_map(alone), distribution.text_map(copied)
+    places = again[["x", "y"]].to_numpy()
+    assert places[: len(drawn)].tolist() == drawn[["x", "y"]].to_numpy().tolist()
+
+
 def test_topics_separate_what_shares_no_word(monkeypatch):
     monkeypatch.setattr(distribution, "TOPICS", 2)
     topics = distribution.assign_topics({"IFT": [*SEA, *BAKE[:1]], "iter-1": BAKE[1:]})
