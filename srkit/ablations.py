@@ -13,11 +13,12 @@ seed would have come out.
 
 Surprising decisions: a model is compared with the one that its arm started from, and nothing
 compares two arms' answers directly, so a win rate against the paper's arm is the difference of two
-win rates against the start. `own score` is what M_t gives its own candidates of iteration t; models
-that judge by another rubric or method have another scale, so they have a level and no difference,
-and where another judges there is no own score at all. `pairs` is the share of prompts that gave
-one. Seconds and tokens (`costs`) come from the manifest, differ from run to run and have no
-interval; a table that arms share is counted for each, as if the arm had been made alone.
+win rates against the start, and there is none where the starts differ. `own score` is what M_t
+gives its own candidates of iteration t; models that judge by another rubric or method have another
+scale, so they have a level and no difference, and where another judges there is no own score at
+all. `pairs` is the share of prompts that gave one. Seconds and tokens (`costs`) come from the
+manifest, differ from run to run and have no interval; a table that arms share is counted for each,
+as if the arm had been made alone.
 
     python -c "from srkit.ablations import OUTCOMES; print(*OUTCOMES)"
 """
@@ -104,10 +105,15 @@ def _others(run: Run, paper: Run | None, outcome: str) -> list[tuple[str, str]]:
     # new prompts each iteration; and a win rate is against the start already
     if run.start and outcome not in (*OF_ITERATION, "win rate"):
         others.append((run.start, run.start))
-    comparable = outcome != "own score" or (paper is not None and run.scale == paper.scale)
-    if paper is not None and run.arm != PAPER_ARM and comparable:
+    if paper is not None and run.arm != PAPER_ARM and _comparable(run, paper, outcome):
         others.append((paper.model, paper.owner(outcome)))
     return others
+
+
+def _comparable(run: Run, paper: Run, outcome: str) -> bool:
+    """Whether an outcome is measured alike: own scores by the judge, win rates by the opponent."""
+    same = {"own score": run.scale == paper.scale, "win rate": run.start == paper.start}
+    return same.get(outcome, True)
 
 
 def _level(sums: pd.DataFrame, unit: str, options: dict[str, int]) -> stats.Estimate:

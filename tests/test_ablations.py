@@ -78,6 +78,17 @@ def test_a_win_rate_is_against_the_start_already():
     assert set(table["against"]) == {"", "self-rewarding/M2"}
 
 
+def test_win_rates_against_other_opponents_are_not_subtracted():
+    ift_only = Run("ift-only", 1, "ift-only/M2", "baseline", "ift-only/iter-1", "s")
+    wins = {"self-rewarding/M2": frame(1, 0.5, 0, 0.5), "ift-only/M2": frame(1, 1, 0.5, 0.5)}
+    table = compare([*RUNS, ift_only], {"win rate": wins}, resamples=50)
+    assert cell(table, "ift-only/M2", "win rate")["value"] == 0.75, "against the baseline"
+    assert set(table["against"]) == {""}
+    lengths = {model: frame(1, 2, 1, 2) for model in wins}
+    table = compare([*RUNS, ift_only], {"length": lengths}, resamples=50)
+    assert "self-rewarding/M2" in set(table["against"]), "lengths have no opponent"
+
+
 def test_without_the_papers_arm_changes_from_the_start_are_left():
     table = compare(RUNS[2:], {"length": {"M1": frame(1, 2), "nll/M2": frame(2, 4)}})
     assert list(table["against"]) == ["", "M1"]
