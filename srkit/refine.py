@@ -71,15 +71,15 @@ class Refined:
 def spent(rounds: pd.DataFrame) -> pd.DataFrame:
     """The rounds with `tokens` (read and written) and `tokens written` up to each answer.
 
-    An answer is paid for by all feedback before it; that which ended the rounds is paid with the
-    last answer.
+    An answer is paid for by all feedback before it. `... in all` of a last answer also has that
+    which ended the rounds.
     """
     rows = rounds.sort_values(["prompt_id", "round"], kind="stable").reset_index(drop=True)
     last = ~rows.duplicated("prompt_id", keep="last")
     for name, parts in (("tokens", ("read", "tokens")), ("tokens written", ("tokens",))):
         text, said = (sum(rows[f"{of}_{part}"] for part in parts) for of in ("text", "feedback"))
-        upto = (text + said).groupby(rows["prompt_id"]).cumsum() - said.where(~last, 0)
-        rows = rows.assign(**{name: upto})
+        upto = (text + said).groupby(rows["prompt_id"]).cumsum() - said
+        rows = rows.assign(**{name: upto, f"{name} in all": upto + said.where(last, 0)})
     return rows.assign(
         response_id=[f"round {row.round}|{row.prompt_id}" for row in rows.itertuples()]
     )
@@ -92,7 +92,7 @@ def answers(model: str, tables: Refined) -> pd.DataFrame:
     Another model is taken to read a prompt as the first one does.
     """
     rounds, drafts = spent(tables.rounds), tables.drafts
-    first, last = rounds[rounds["round"] == 0], rounds.groupby("prompt_id").tail(1)
+    first, last = rounds[rounds["round"] == 0], _paid_in_all(rounds.groupby("prompt_id").tail(1))
     drafts = drafts.assign(paid=drafts["text_tokens"] + drafts["judge_tokens"], n=1)
     paid = drafts.groupby("prompt_id")[["read", "paid", "n"]].sum()
     best = drafts[drafts["chosen"].astype(bool)].set_index("prompt_id")[["text"]].join(paid)
@@ -109,6 +109,10 @@ def answers(model: str, tables: Refined) -> pd.DataFrame:
     columns = ["prompt_id", "response_id", "text", "tokens", "tokens written", "drafts"]
     found = [part[columns].assign(way=way) for way, part in parts.items()]
     return pd.concat(found, ignore_index=True)
+
+
+def _paid_in_all(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(**{name: rows[f"{name} in all"] for name in ("tokens", "tokens written")})
 
 
 def measured(
@@ -177,7 +181,8 @@ def rounds_table(
     resamples: int = stats.RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every measure after each round, over all prompts: those that stopped keep their answer.
+    """Every measure after each round, over all prompts: those that stopped keep their answer, and
+    have paid for the feedback that ended it.
 
     Columns: of, round (0: before any feedback), reached (prompts that wrote an answer in it),
     measure, unit, value, low, high (95 %, by prompt), n (prompts).
@@ -187,6 +192,9 @@ def rounds_table(
         table = measured(spent(tables.rounds), prompts, tables.judgements, oracle).assign(one=1)
         for t in range(int(table["round"].max()) + 1):
             so_far = table[table["round"] <= t].groupby("prompt_id").tail(1)
+            so_far = pd.concat(
+                [so_far[so_far["round"] == t], _paid_in_all(so_far[so_far["round"] < t])]
+            )
             reached = int((table["round"] == t).sum())
             for measure, unit in MEASURES.items():
                 if measure in table:

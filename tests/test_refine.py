@@ -1,5 +1,7 @@
 """Refining against training: costs up to each answer, measures by hand, feedback that is none."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -52,9 +54,30 @@ def tables() -> Refined:
 
 def test_an_answer_is_paid_for_by_all_that_came_before_it():
     found = refine.spent(ROUNDS)
-    # an answer takes 13, feedback 24; the feedback that stopped a is paid with its last answer
-    assert found["tokens"].tolist() == [13, 13 + 24 + 13 + 24, 13, 50, 87]
-    assert found["tokens written"].tolist() == [3, 3 + 4 + 3 + 4, 3, 10, 17]
+    # an answer takes 13, feedback 24; the feedback that stopped a came after its last answer
+    assert found["tokens"].tolist() == [13, 13 + 24 + 13, 13, 50, 87]
+    assert found["tokens in all"].tolist() == [13, 13 + 24 + 13 + 24, 13, 50, 87]
+    assert found["tokens written"].tolist() == [3, 3 + 4 + 3, 3, 10, 17]
+    assert found["tokens written in all"].tolist() == [3, 3 + 4 + 3 + 4, 3, 10, 17]
+
+
+def test_the_one_answer_is_not_charged_for_the_feedback_that_found_no_fault(tables):
+    """Both prompts stop after their first feedback: refining cost 24 tokens more for nothing."""
+    stopped = [(p, 0, "Sun.", "Nothing to improve.", "stop phrase") for p in "ab"]
+    tables = replace(tables, rounds=rounds(*stopped))
+    found = refine.answers("M1", tables).set_index(["way", "prompt_id"])["tokens"]
+    assert found[ONE].tolist() == [13, 13]
+    assert found[REFINED].tolist() == [37, 37]
+    table = refine.ways_table({"M1": tables}, PROMPTS, ORACLE, 50)
+    more = table[(table["way"] == REFINED) & (table["against"] == ONE)].set_index("measure")
+    assert more.loc["tokens", "value"] == 24
+
+
+def test_who_stopped_has_paid_for_the_feedback_in_the_rounds_after(tables):
+    found = refine.rounds_table({"M1": tables}, PROMPTS, ORACLE, 50)
+    tokens = found[found["measure"] == "tokens"].set_index("round")["value"]
+    # a: 13, 50, and 74 once it has stopped; b: 13, 50, 87
+    assert tokens.tolist() == [13, 50, (74 + 87) / 2]
 
 
 def test_who_answered_what_for_how_much(tables):
