@@ -13,7 +13,7 @@ import pandas as pd
 
 from srkit import ablations, benchmarks, blind_spots, metrics, overoptimisation, refine
 from srkit.headtohead import MATCH
-from srkit.plan import PAPER_ARM
+from srkit.plan import PAPER_ARM, SEEDED
 from srkit.reward_accuracy import LENGTH_ALONE
 from srkit.rows import Row
 from srkit.study import Study
@@ -60,7 +60,7 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_kl(metrics.kl_to_start(study)),
         ],
         "What were the models trained on?": [
-            *_leaks(texts["novelty"]),
+            *_leaks(_self_made(study, texts["novelty"])),
             *_topic_drift(texts["topic_drift"]),
         ],
     }
@@ -321,6 +321,12 @@ def _equal_length(table: pd.DataFrame) -> list[str]:
         f"{_against(row, 0.5, 'preferred', 'not preferred', 'no difference shown')}."
         for row in rows.to_dict("records")
     ]
+
+
+def _self_made(study: Study, novelty: pd.DataFrame) -> pd.DataFrame:
+    """Without the arms whose prompts are the seed's."""
+    seeded = [arm for arm in study.arms if study.config.for_arm(arm).judge.source in SEEDED]
+    return novelty[~novelty["name"].str.partition("/")[0].isin(seeded)]
 
 
 def _leaks(table: pd.DataFrame) -> list[str]:

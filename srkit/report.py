@@ -9,6 +9,7 @@ models and data is escaped.
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from srkit.figures.style import PAGE
 from srkit.findings import findings, rate
 from srkit.headtohead import MATCH
 from srkit.headtohead import PAPER as PAPER_MATCHES
+from srkit.plan import PAPER_ARM
 from srkit.rows import kept
 from srkit.study import Study
 
@@ -106,7 +108,8 @@ def _table(frame: pd.DataFrame, classes: str | None = None) -> str:
 def _what_was_run(study: Study) -> str:
     config, records = study.config, study.records()
     loops = metrics.iterations(study)
-    trained = records[f"{metrics.models(study)[-1]}/adapter"]
+    adapters = [records[f"{model}/adapter"] for model in metrics.models(study)]
+    trained = max(adapters, key=lambda record: datetime.fromisoformat(record["made_at"]))
     rows = {
         "model (M0)": config.model.name + _already_tuned(config.model.name),
         "quantisation": config.model.quantization,
@@ -176,7 +179,7 @@ def _accuracy_beside_paper(study: Study) -> str:
     table = metrics.load(study, "reward_accuracy")["accuracy"]
     rows = []
     for row in table[table["metric"].isin(PAPER.columns)].to_dict("records"):
-        short = row["model"].rpartition("/")[2]
+        short = row["model"].removeprefix(f"{PAPER_ARM}/")  # other arms have no counterpart there
         paper = PAPER[row["metric"]].get(short)
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if not pd.isna(row["low"]) else ""
         left_out = f"{row['n']:.0f} {row['unit']}, {row['left_out']:.0f} left out"
