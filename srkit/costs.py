@@ -5,11 +5,13 @@ had been made alone: what it copies from the paper's arm counts as if it had dra
 share (the seed models, and what is only measured) is left out.
 
 Surprising decisions: tokens are those that went through the model: written, read (a prompt once for
-all draws from it, a beginning that prompts share each time) and trained on (every epoch, both sides
-of a pair with its prompt). A token trained on costs about three times one that is read, and a token
-that is written costs a pass of its own: seconds say that, tokens do not. A sum with a part that is
-not known (studies of earlier versions did not count what was read) is not known. Joules are those
-of the GPUs that the process may use, where NVML gives them, of the last attempt if a step was
+all draws from it, a beginning that prompts share each time; a pair once by DPO's reference) and
+trained on (every epoch, both sides of a pair with its prompt). A token trained on costs about three
+times one that is read, and a token that is written costs a pass of its own: seconds say that,
+tokens do not. A sum with a part that is not known (studies of earlier versions did not count all
+that was read, nor drafts of prompts) is not known. `peak_mb` is the most that a process held since
+it began, on a GPU since the step began: what the process made before counts on a CPU. Joules are
+those of the GPUs that the process may use, where NVML gives them, of the last attempt if a step was
 interrupted. A gain is the difference from the model that the arm started from, so a gain per token
 can be negative.
 
@@ -39,10 +41,9 @@ def ledger(finished: Sequence[tuple[Run, str, Row]]) -> pd.DataFrame:
     """What every step of every iteration took, a row each: `LEDGER`.
 
     `finished` are the iteration, the part and the manifest's line of a step. `rows` are those of
-    its table, `examples` and `updates` those of a training; `peak_mb` is of the process (on a GPU
-    the GPU's). What is not known is NaN.
+    its table, `examples` and `updates` those of a training. What is not known is NaN.
     """
-    rows = [{**_labels(run), "part": part, **_taken(record)} for run, part, record in finished]
+    rows = [{**_labels(run), "part": part, **taken(record, part)} for run, part, record in finished]
     numbers = [name for name in LEDGER if name not in ("arm", "model", "part", "iteration")]
     return pd.DataFrame(rows, columns=list(LEDGER)).astype(dict.fromkeys(numbers, float))
 
@@ -51,17 +52,31 @@ def _labels(run: Run) -> Row:
     return {"arm": run.arm, "iteration": run.iteration, "model": run.model}
 
 
-def _taken(record: Row) -> Row:
-    """One manifest line in the words of the ledger."""
-    peaks = record["peak_memory_mb"]
-    taken = {name: record.get(name) for name in ("seconds", "joules", "examples")}
-    taken |= {"updates": record.get("steps"), "rows": record.get("rows")}
-    taken["peak_mb"] = peaks.get("cuda") or peaks.get("cpu")
+def taken(record: Row, part: str) -> Row:
+    """One manifest line in the words of the ledger; None: not known."""
+    peaks, read = record["peak_memory_mb"], record.get("read")
+    found = {name: record.get(name) for name in ("seconds", "joules", "examples")}
+    found |= {"updates": record.get("steps"), "rows": record.get("rows")}
+    found["peak_mb"] = peaks.get("cuda") or peaks.get("cpu")
     if "steps" in record:  # of a training
-        return taken | {"written": 0, "read": 0, "trained": record.get("tokens")}
-    asked = (record.get("endpoint") or {}).get("prompt_tokens", 0)
-    read = record["read"] + asked if "read" in record else None
-    return taken | {"written": record.get("tokens"), "read": read, "trained": 0}
+        return found | {"written": 0, "read": read, "trained": record.get("tokens")}
+    asked = record.get("endpoint") or {}
+    read = None if read is None else read + asked.get("prompt_tokens", 0)
+    if "written" in record:
+        written = record["written"] + asked.get("completion_tokens", 0)
+    elif part == "prompts" and read != 0:  # earlier versions did not count drafts
+        written = None
+    else:
+        written = record.get("tokens")
+    return found | {"written": written, "read": read, "trained": 0}
+
+
+def added(records: Sequence[Row], part: str) -> Row:
+    """Seconds and tokens of all kinds that several manifest lines of one part took."""
+    lines = [taken(record, part) for record in records]
+    table = pd.DataFrame(lines, columns=["seconds", *TOKENS]).astype(float)
+    tokens = table[list(TOKENS)].to_numpy().sum()  # NaN where one of them is not known
+    return {"seconds": table["seconds"].sum(), "tokens": tokens}
 
 
 def as_outcomes(ledger: pd.DataFrame) -> pd.DataFrame:

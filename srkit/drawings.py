@@ -219,7 +219,7 @@ def funnel_counts(study: Study, folder: str) -> pd.DataFrame:
 
 def loop_signals(study: Study, arm: str) -> pd.DataFrame:
     """The signals of an arm's iterations, for `figures.loop_signals`, from tables and manifest."""
-    records, iterations, costs = study.records(), {}, []
+    records, iterations, spent = study.records(), {}, []
     for t in range(1, study.config.iterations + 1):
         folder, model = f"{arm}/iter-{t}", model_after(study.config.for_arm(arm), arm, t)
         tables = {name: study.frame(f"{folder}/{name}") for name in ("judgements", "pairs")}
@@ -231,11 +231,12 @@ def loop_signals(study: Study, arm: str) -> pd.DataFrame:
         steps["training"] = [f"{model}/adapter"]
         steps["measures"] = [f"{model}/{n}" for n in MEASURES]
         for part, names in steps.items():
-            found = [records[name] for name in names if name in records]
-            spent = {c: sum(r.get(c) or 0 for r in found) for c in ("seconds", "tokens")}
-            costs.append({"name": folder, "part": part, **spent})
+            made = [study.steps[name] for name in names if name in study.steps]
+            lines = [records.get(step.same_as or step.name) for step in made]
+            sums = costs.added([line for line in lines if line], part)
+            spent.append({"name": folder, "part": part, **sums})
     config = study.config
-    return signals.loop_signals(iterations, costs, config.eval.resamples, config.random_seed)
+    return signals.loop_signals(iterations, spent, config.eval.resamples, config.random_seed)
 
 
 def ablation_outcomes(study: Study) -> pd.DataFrame:

@@ -62,7 +62,10 @@ ROW_WORK = 512  # columns of attention that take about as long as a row's matrix
 
 @dataclass(frozen=True)
 class HfEngine:
-    """The functions of this module as an `srkit.engine.Engine`. `spent` counts tokens read."""
+    """The functions of this module as an `srkit.engine.Engine`.
+
+    `spent` counts tokens read and written.
+    """
 
     policy: Policy
     spent: Counter[str] = field(default_factory=Counter)
@@ -70,7 +73,9 @@ class HfEngine:
     def sample(self, conversations: Sequence[Conversation], *how: Any) -> list[list[Completion]]:
         """As the function, of the policy."""
         self._count(conversations)
-        return sample(self.policy, conversations, *how)
+        drawn = sample(self.policy, conversations, *how)
+        self.spent["written"] += sum(c.tokens for completions in drawn for c in completions)
+        return drawn
 
     def score_options(self, conversations: Sequence[Conversation], *how: Any) -> np.ndarray:
         """As the function, of the policy."""
@@ -235,15 +240,12 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> 
     `uniforms`: (batch,) float64 in [0, 1). Raises: SrkitError if logits are not finite.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        ids = logits.argmax(-1)  # that of a NaN, if there is one
+        _check_finite(logits.gather(-1, ids[:, None]))
+        return ids
     logits = logits.float() / temperature
     total = logits.logsumexp(-1, keepdim=True)
-    if not total.isfinite().all():
-        raise SrkitError(
-            "The model's logits are not finite, so nothing can be drawn from them. A float16 model "
-            "overflows, or an adapter is broken: set model.dtype=bfloat16 or float32, or train the "
-            "adapter again with a lower learning rate."
-        )
+    _check_finite(total)
     if top_p == 1:
         return _invert((logits - total).exp(), uniforms)
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
@@ -260,6 +262,15 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> 
             break
         rows, logits, total, uniforms = (x[left] for x in (rows, logits, total, uniforms))
     return tokens
+
+
+def _check_finite(values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise SrkitError(
+            "The model's logits are not finite, so nothing can be drawn from them. A float16 model "
+            "overflows, or an adapter is broken: set model.dtype=bfloat16 or float32, or train the "
+            "adapter again with a lower learning rate."
+        )
 
 
 def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:

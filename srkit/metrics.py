@@ -38,7 +38,15 @@ from srkit import (
     ways,
 )
 from srkit.config import SrkitError
-from srkit.plan import SEEDED, arrived, frozen_judges, model_after, model_names, refines
+from srkit.plan import (
+    SEED_MODELS,
+    SEEDED,
+    arrived,
+    frozen_judges,
+    model_after,
+    model_names,
+    refines,
+)
 from srkit.study import Study
 from srkit.texts import column, prompt_sets, trained_texts, vectors
 
@@ -65,19 +73,19 @@ def iterations(study: Study) -> list[str]:
 
 
 def runs(study: Study) -> list[ablations.Run]:
-    """Where the arms start, then every iteration of every arm."""
-    found, rounds = [], range(1, study.config.iterations + 1)
+    """The seed models, of which arms start from one, then every iteration of every arm."""
+    found = [ablations.Run("", 0, model) for model in SEED_MODELS]
+    rounds = range(1, study.config.iterations + 1)
     for arm in study.arms:
         config = study.config.for_arm(arm)
         scale = f"{config.judge.rubric}, {config.judge.method}"
-        found.append(ablations.Run("", 0, config.start))
         found += [
             ablations.Run(
                 arm, t, model_after(config, arm, t), config.start, f"{arm}/iter-{t}", scale
             )
             for t in rounds
         ]
-    return sorted(dict.fromkeys(found), key=lambda run: run.iteration > 0)
+    return found
 
 
 def make_reward_accuracy(study: Study) -> Tables:

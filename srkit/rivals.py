@@ -79,8 +79,8 @@ def beside(outcomes: pd.DataFrame, outcome: str, refined: pd.DataFrame) -> pd.Da
     """`WAYS` with one outcome of `ablations.compare`, of the last iteration, in three columns.
 
     value, low, high: of seed models their level; of arms the paired difference from where they
-    started; of refined answers and the best of N (`refine.ways_table`, of the model that arms start
-    from) that from its one answer. NaN where the study has no such arm, or refines nothing.
+    started; of refined answers and the best of N (`refine.ways_table`, of M1) that from its one
+    answer. NaN where the study has no such arm, or refines nothing.
     """
     rows = last_iteration(outcomes)
     rows = rows[rows["outcome"] == outcome]
@@ -89,7 +89,7 @@ def beside(outcomes: pd.DataFrame, outcome: str, refined: pd.DataFrame) -> pd.Da
         key=lambda table: table["model"]
     )
     changes = rows[rows["against"].isin(starts)].assign(key=lambda table: table["arm"])
-    kept = refined[refined["of"].isin(starts) & (refined["measure"] == SAME.get(outcome))]
+    kept = refined[(refined["of"] == "M1") & (refined["measure"] == SAME.get(outcome))]
     kept = kept[(kept["against"] == refine.ONE) & kept["way"].isin((refine.BEST, refine.REFINED))]
     parts = [levels[levels["key"].isin(SEED_MODELS)], changes, kept.assign(key=kept["way"])]
     known = pd.concat(parts).set_index("key")

@@ -9,7 +9,9 @@ this loop is known to fail.
 Surprising decisions: log-probabilities are those that the trainer logged, update by update, each of
 another batch, so that their level jumps with the texts; with two epochs or more the same pairs come
 again. KL is that of the model which the iteration leaves to the arm's start, by two estimates of
-the same number (`srkit.drift`). Seconds and tokens are the manifest's and differ from run to run.
+the same number (`srkit.drift`). Seconds and tokens are the manifest's and differ from run to run;
+tokens are those read, written and trained on, and a table that is copied from another arm counts as
+if it had been made (`srkit.costs`).
 
     python -c "from srkit.signals import SIGNALS; print(*SIGNALS)"
 """

@@ -324,11 +324,11 @@ class Study:
     ) -> list[Row]:
         """Make a table chunk by chunk, continuing where an interrupted run stopped.
 
-        `work(items of one chunk, all rows before it)` returns the chunk's rows; it stops early
-        once `until(rows)` holds. `extra` goes into the manifest line, as do the tokens that the
-        study's engines read (`read`: a prompt once for all draws from it), what an endpoint cost,
-        and, where the chunks are `named`, the seconds of each (`seconds_of`). Nothing runs if the
-        table is finished. Returns all rows.
+        `work(items of one chunk, all rows before it)` returns the chunk's rows; it stops early once
+        `until(rows)` holds. `extra` goes into the manifest line, as do the tokens that the study's
+        engines `read` (a prompt once for all draws from it) and have `written`, what an endpoint
+        cost, and, where the chunks are `named`, the seconds of each (`seconds_of`). Nothing runs if
+        the table is finished. Returns all rows.
         """
         if first(lambda: self.state(name)) == "done":
             return self.read(name)
@@ -355,7 +355,7 @@ class Study:
             bar.close()
             record |= {"rows": len(rows), "seconds": sum(c["seconds"] for c in chunks)}
             cost = sum((Counter(c.get("spent")) for c in chunks), Counter())
-            record["read"] = cost.pop("read", 0)
+            record |= {name: cost.pop(name, 0) for name in ("read", "written")}
             if cost:
                 record["endpoint"] = {"model": self.config.endpoint.model, **cost}
             if named:
@@ -516,11 +516,14 @@ class Study:
         return digest
 
     def _partial(self, step: Step) -> Path:
-        """Where work in progress lies; the key changes with inputs and settings."""
+        """Where work in progress lies; the key changes with inputs and settings, and with the
+        engine: a table is made by one."""
         records = self.records()
         inputs = [records[n]["outputs"] for n in step.inputs if n in records]
-        digest = self._digest(step)
-        key = hashlib.sha256(json.dumps([inputs, digest], sort_keys=True).encode()).hexdigest()[:8]
+        parts = [inputs, self._digest(step)]
+        if step.outputs[0].endswith(".jsonl"):
+            parts.append(self.config.model.engine)
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         return self.path / f"{step.name}.partial-{key}"
 
     def _partials(self, step: Step) -> list[Path]:

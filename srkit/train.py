@@ -107,6 +107,7 @@ class TrainingRun:
     steps: int
     examples: int  # used, of those given
     left_out: int  # longer than max_tokens, or without a token to train on
+    read: int  # tokens, by DPO's reference before the first step
     tokens: int
     trained_tokens: int
     seconds: float  # of the steps, summed over interrupted runs
@@ -116,8 +117,8 @@ class TrainingRun:
 
     def record(self) -> Row:
         """What the manifest keeps of it."""
-        names = ("steps", "examples", "left_out", "tokens", "trained_tokens", "earlier_seconds")
-        return {name: getattr(self, name) for name in names}
+        names = ("steps", "examples", "left_out", "read", "tokens", "trained_tokens")
+        return {name: getattr(self, name) for name in (*names, "earlier_seconds")}
 
 
 # --- examples as tokens ------------------------------------------------------------------------
@@ -411,8 +412,9 @@ def _train(
     counts = _tokens_seen(rows, settings, seed, steps)
     del trainer
     gc.collect()
-    left_out = given - len(rows)
-    return TrainingRun(steps, len(rows), left_out, *counts, seconds, log, first_loss, earlier)
+    read = sum(row_lengths(row)[1] for row in rows) if kind is DpoSteps else 0
+    used = (len(rows), given - len(rows), read)
+    return TrainingRun(steps, *used, *counts, seconds, log, first_loss, earlier)
 
 
 def _save(policy: Policy, log: list[Row], folder: Path) -> None:

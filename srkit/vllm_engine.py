@@ -91,7 +91,9 @@ class VllmEngine:
         ]
         search = pattern.search if pattern else lambda text: None
         outputs = self.server.ask(requests, self.adapter, search)
-        rows = iter([self._completion(output, bool(search(output.text))) for output in outputs])
+        drawn = [self._completion(output, bool(search(output.text))) for output in outputs]
+        self.spent["written"] += sum(completion.tokens for completion in drawn)
+        rows = iter(drawn)
         return [[next(rows) for _ in range(n)] for _ in conversations]
 
     def score_options(

@@ -81,7 +81,7 @@ def test_the_loss_has_one_minus_c_and_the_manifest_c(begun, make, monkeypatch):
         told.update(smoothing=settings.label_smoothing, pairs=len(pairs))
         for output in begun.step("cream/M2/adapter").outputs:
             (folder / output.rpartition("/")[2]).write_text("{}")
-        return train.TrainingRun(1, 5, 0, 1, 1, 1.0, [], 0.6931)
+        return train.TrainingRun(1, 5, 0, 1, 1, 1, 1.0, [], 0.6931)
 
     monkeypatch.setattr(train, "train_dpo", fake)
     record = make_dpo(begun, "cream", 1)

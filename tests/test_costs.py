@@ -8,8 +8,15 @@ from srkit import costs, figures, refine, rivals
 from srkit.ablations import Run
 
 NLL, PAPER = Run("nll", 1, "nll/M2"), Run("self-rewarding", 1, "self-rewarding/M2")
-TABLE = {"tokens": 300, "read": 1_000, "rows": 8, "seconds": 10.0, "peak_memory_mb": {"cpu": 500}}
-TRAINED = {"tokens": 5_000, "examples": 7, "steps": 2, "seconds": 30.0}
+TABLE = {
+    "tokens": 300,
+    "written": 300,
+    "read": 1_000,
+    "rows": 8,
+    "seconds": 10.0,
+    "peak_memory_mb": {"cpu": 500},
+}
+TRAINED = {"tokens": 5_000, "read": 0, "examples": 7, "steps": 2, "seconds": 30.0}
 TRAINED |= {"peak_memory_mb": {"cpu": 900, "cuda": 4000}, "joules": 60}
 
 
@@ -31,12 +38,32 @@ def test_tokens_are_written_read_or_trained_on():
 
 
 def test_an_endpoint_reads_too_and_what_was_not_counted_is_not_known():
-    table = ledger((PAPER, "judgements", {**TABLE, "endpoint": {"prompt_tokens": 50}}))
+    asked = {"prompt_tokens": 50, "completion_tokens": 5}
+    table = ledger((PAPER, "judgements", {**TABLE, "endpoint": asked}))
     assert table["read"].tolist() == [1000, 0, 1050]
-    earlier = {name: value for name, value in TABLE.items() if name != "read"}
-    spent = costs.by_arm(ledger((NLL, "prompts", earlier))).set_index("arm")
-    assert np.isnan(spent.loc["nll", "tokens"])
-    assert spent.loc["nll", "written"] == 600
+    assert table["written"].tolist() == [300, 0, 305]
+
+
+def without(record: dict, *names: str) -> dict:
+    return {name: value for name, value in record.items() if name not in names}
+
+
+def test_what_earlier_versions_did_not_count_is_not_known():
+    read = costs.by_arm(ledger((NLL, "candidates", without(TABLE, "read")))).set_index("arm")
+    assert np.isnan(read.loc["nll", "tokens"])
+    assert read.loc["nll", "written"] == 600
+    drafts = ledger((NLL, "prompts", without(TABLE, "written")))
+    assert np.isnan(drafts["written"].iloc[-1]), "rows of drafts have no tokens"
+    human = ledger((NLL, "prompts", without(TABLE, "written") | {"read": 0, "tokens": 0}))
+    assert human["written"].iloc[-1] == 0, "nobody was asked"
+    dpo = ledger((NLL, "adapter", without(TRAINED, "read")))
+    assert np.isnan(dpo["read"].iloc[-1]), "DPO's reference reads the pairs"
+
+
+def test_what_an_iteration_took_is_unknown_if_a_part_is():
+    assert costs.added([TABLE, TABLE], "candidates") == {"seconds": 20, "tokens": 2600}
+    assert costs.added([], "candidates") == {"seconds": 0, "tokens": 0}
+    assert np.isnan(costs.added([TABLE, without(TABLE, "read")], "candidates")["tokens"])
 
 
 def test_budgets_are_a_row_for_every_iteration():
@@ -94,6 +121,7 @@ def test_a_way_stands_beside_its_level_or_its_change():
 def test_refined_answers_stand_beside_the_one_answer_of_where_arms_start():
     start = outcome("", "constraints met", "", 0.3, 0) | {"model": "M1"}
     rows = [
+        ("baseline", refine.REFINED, "constraints stated", refine.ONE, 0.3),
         ("M1", refine.REFINED, "constraints stated", refine.ONE, -0.04),
         ("M1", refine.REFINED, "constraints stated", "", 0.26),
         ("M1", refine.REFINED, "length", refine.ONE, 9.0),

@@ -295,8 +295,9 @@ def test_rows_of_one_draw_do_not_mix():
 def test_logits_that_are_not_finite_are_refused():
     logits = torch.zeros(2, 100)
     logits[1, 3] = torch.nan
-    with pytest.raises(SrkitError, match="not finite"):
-        draw(logits, torch.zeros(2, dtype=torch.float64), 0.7, 0.9)
+    for temperature in (0, 0.7):
+        with pytest.raises(SrkitError, match="not finite"):
+            draw(logits, torch.zeros(2, dtype=torch.float64), temperature, 0.9)
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -436,8 +437,9 @@ def test_an_engine_counts_the_tokens_that_it_reads(policy):
     """A prompt counts once for all draws from it, and once more in the next call."""
     engine = HfEngine(policy)
     ids = encode_prompt(policy.tokenizer, user("Hi"))
-    engine.sample([user("Hi")], 3, Sampling(2), [[0, 1, 2]])
-    assert engine.spent == {"read": len(ids)}
+    ((*drawn,),) = engine.sample([user("Hi")], 3, Sampling(2), [[0, 1, 2]])
+    assert engine.spent["read"] == len(ids)
     engine.score_options([user("Hi"), user("Hi"), user("Hi there")], [" a"])
     other = encode_prompt(policy.tokenizer, user("Hi there"))
-    assert engine.spent == {"read": 2 * len(ids) + len(other)}
+    assert engine.spent["read"] == 2 * len(ids) + len(other)
+    assert engine.spent["written"] == sum(completion.tokens for completion in drawn) > 0

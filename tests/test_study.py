@@ -302,6 +302,13 @@ def test_only_the_very_same_work_is_continued(study):
     assert not list(study.path.rglob("*.partial-*"))
 
 
+def test_a_table_is_made_by_one_engine(study):
+    interrupted(study, 2)
+    other = Study.open(study.path, "", "model.engine=vllm", change=True)
+    assert resumed(other) == [0, 3, 6, 9]
+    assert other.state("seed/ift") == "done"
+
+
 CHILD = """
     import sys, time
     sys.path.insert(0, sys.argv[2])
