@@ -80,12 +80,13 @@ def added(records: Sequence[Row], part: str) -> Row:
 
 
 def as_outcomes(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Seconds and tokens of every iteration as rows for `ablations.with_costs`."""
-    keys = ["arm", "iteration", "model"]
+    """Seconds and tokens from an arm's start to each of its models, for `ablations.with_costs`."""
+    keys, kinds = ["arm", "iteration", "model"], ["seconds", "tokens"]
     spent = ledger.assign(tokens=ledger[list(TOKENS)].sum(axis=1, skipna=False))
-    sums = spent.groupby(keys, sort=False)[["seconds", "tokens"]]
-    table = sums.agg(lambda column: column.sum(skipna=False)).reset_index()
-    return table.melt(keys, var_name="outcome", value_name="value")
+    sums = spent.groupby(keys, sort=False)[kinds].agg(lambda column: column.sum(skipna=False))
+    table = sums.reset_index().sort_values("iteration", kind="stable")
+    table[kinds] = table.groupby("arm")[kinds].transform(lambda c: c.cumsum(skipna=False))
+    return table.sort_index().melt(keys, var_name="outcome", value_name="value")
 
 
 def budgets(ledger: pd.DataFrame) -> pd.DataFrame:

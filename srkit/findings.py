@@ -27,7 +27,7 @@ def findings(study: Study) -> dict[str, list[str]]:
     texts = metrics.load(study, "data_distribution")
     told = {
         "Does the judge get better?": [
-            *_judging(accuracy["accuracy"]),
+            *_judging(accuracy["accuracy"], study.config.judge.method),
             *_changes(accuracy["differences"]),
             *_calibration(metrics.table(study, "reward_accuracy", "calibration_slopes")),
             *_agreement(metrics.table(study, "reward_accuracy", "agreement")),
@@ -67,9 +67,10 @@ def findings(study: Study) -> dict[str, list[str]]:
     return {question: sentences for question, sentences in told.items() if sentences}
 
 
-def _judging(table: pd.DataFrame) -> list[str]:
+def _judging(table: pd.DataFrame, method: str) -> list[str]:
+    """How right each judge is, and how many of the judgements that it wrote could be read."""
     rows = table[table["metric"] == "pairwise_accuracy"].set_index("model")
-    parsed = table[table["metric"] == "parse_rate"].set_index("model")["value"]
+    parsed = table[table["metric"] == "parse_rate"].set_index("model", drop=False)
     told = []
     for model, row in rows.iterrows():
         if model == "length alone" or pd.isna(row["value"]):
@@ -77,8 +78,10 @@ def _judging(table: pd.DataFrame) -> list[str]:
         verdict = _against(row, 0.5, "above chance", "below chance", "not told from chance")
         told.append(
             f"As a judge, {model} orders {rate(row)} of the untied held-out pairs as the seed "
-            f"does: {verdict}. {100 * parsed[model]:.0f} % of its judgements parse."
+            f"does: {verdict}."
         )
+        if method != "expected":  # read from probabilities, which always parse
+            told[-1] += f" Of its judgements {rate(parsed.loc[model].to_dict())} parse."
     return told
 
 
@@ -423,7 +426,7 @@ def _kl(table: pd.DataFrame) -> list[str]:
         told.append(
             f"KL of {model} to {rows['start'].iloc[0]}, over its own answers ({rows['n'].iloc[0]} "
             f"drawn, {rows['tokens'].iloc[0]:.0f} tokens on average, "
-            f"{100 * rows['truncated'].iloc[0]:.0f} % cut there): "
+            f"{rows['n'].iloc[0] * rows['truncated'].iloc[0]:.0f} of them cut there): "
             + "; ".join(_nats(row) for row in rows.to_dict("records"))
             + "."
         )

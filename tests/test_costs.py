@@ -152,6 +152,14 @@ def test_the_figure_shows_every_arm_and_no_bar_of_what_is_not_known():
     assert panels[0].lines[1].get_xdata()[0] == pytest.approx(100 * 0.02 / 0.0063), "points"
 
 
-def test_outcomes_of_an_iteration_are_its_seconds_and_tokens():
-    table = costs.as_outcomes(ledger()).set_index("outcome")["value"]
-    assert table.to_dict() == {"seconds": 40, "tokens": 6300}
+def test_a_model_cost_all_iterations_up_to_it():
+    again = Run("nll", 2, "nll/M3")
+    more = [(again, "candidates", TABLE), (PAPER, "candidates", TABLE)]
+    table = costs.as_outcomes(ledger(*more)).set_index(["outcome", "model"])["value"]
+    tokens = {"nll/M2": 6300, "nll/M3": 7600, "self-rewarding/M2": 1300}
+    assert table["tokens"].to_dict() == tokens
+    assert table["seconds"].to_dict() == {"nll/M2": 40, "nll/M3": 50, "self-rewarding/M2": 10}
+    unknown = ledger((again, "candidates", without(TABLE, "read")))
+    table = costs.as_outcomes(unknown).set_index(["outcome", "model"])["value"]
+    assert table["tokens", "nll/M2"] == 6300
+    assert np.isnan(table["tokens", "nll/M3"])

@@ -37,9 +37,13 @@ def test_a_judge_is_called_better_only_where_its_interval_says_so(low, high, tol
         {"model": "M1", "metric": "pairwise_accuracy", "value": 0.6, "low": low, "high": high},
         {"model": "M1", "metric": "parse_rate", "value": 0.9, "low": 0.8, "high": 1.0},
     ]
-    (sentence,) = findings._judging(pd.DataFrame(rows).assign(n=100))
-    assert sentence.endswith(f"{told}. 90 % of its judgements parse.")
+    table = pd.DataFrame(rows).assign(n=100)
+    (sentence,) = findings._judging(table, "sample")
+    parsed = "Of its judgements 90.0 % [80.0, 100.0, n = 100] parse."
+    assert sentence.endswith(f"{told}. {parsed}")
     assert "60.0 % [" in sentence
+    (sentence,) = findings._judging(table, "expected")
+    assert sentence.endswith(f"{told}."), "probabilities always parse"
 
 
 def test_no_difference_is_called_no_difference():
