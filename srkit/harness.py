@@ -16,7 +16,7 @@ Needs the extra: pip install -e '.[eval]'. Tasks of your own: `eval.benchmark_ta
 lm-eval's YAML files; with `dataset_path: json` and local `data_files` no network is needed. Such
 files can name Python functions: use those of people you trust.
 
-    srkit make M1/benchmarks --study runs/first --set eval.benchmarks=[arc_easy] \\
+    srkit make M1/benchmarks --study runs/first --set "eval.benchmarks=[arc_easy]" \\
         --set eval.benchmark_items=100 --change
 """
 
