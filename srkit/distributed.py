@@ -17,7 +17,8 @@ Surprising decisions:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import TypeVar
@@ -25,6 +26,7 @@ from typing import TypeVar
 from srkit.config import SrkitError
 
 T = TypeVar("T")
+_MEETINGS: list[bool] = []  # that this process is in
 SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
 
@@ -46,17 +48,20 @@ def share(items: Sequence[T]) -> Sequence[T]:
 def together(work: Callable[[], T]) -> list[T]:
     """Do `work` in every process and wait for all. Returns all results, in order of rank.
 
-    Results are pickled. Raises: what `work` raises, in the first process where it does; the others
-    exit. SrkitError if the launcher asks for a sharded model.
+    Results are pickled. `work` must not call this again: the others, which do not do the same work,
+    would take that call for this one. Raises: what `work` raises, in the first process where it
+    does; the others exit. SrkitError if the launcher asks for a sharded model.
     """
     if world() == 1:
-        return [work()]
+        with _meeting():
+            return [work()]
     _connect()
     from torch import distributed
 
     value, error = None, None
     try:
-        value = work()
+        with _meeting():
+            value = work()
     except Exception as caught:
         error = caught
     found: list = [None] * world()
@@ -67,6 +72,18 @@ def together(work: Callable[[], T]) -> list[T]:
     if failed:
         raise SystemExit  # with 0: the launcher names the process that failed, not this one
     return [value for _, value in found]
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Also of one process, so that a mistake shows wherever it is tried first."""
+    if _MEETINGS:
+        raise RuntimeError("together() inside of together(): other processes would not meet there")
+    _MEETINGS.append(True)
+    try:
+        yield
+    finally:
+        _MEETINGS.pop()
 
 
 def first(work: Callable[[], T]) -> T:

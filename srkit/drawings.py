@@ -168,7 +168,7 @@ def _two(draw: Callable, table: Callable, analysis: str, main: str, beside: str)
 
 def refine_or_train(study: Study) -> Drawing:
     """A figure of two tables and of the manifest, which says what training took."""
-    tables = metrics.make_refine(study)
+    tables = metrics.load(study, "refine")
     rest = tables["matches"], metrics.refine_training(study)
     return figures.refine_or_train(tables["ways"], *rest), tables["ways"]
 

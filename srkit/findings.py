@@ -48,7 +48,7 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_controls(wins["controls"]),
             *_arms(metrics.table(study, "ablations", "outcomes")),
         ],
-        "Is an answer refined worth what training is?": _refined(metrics.make_refine(study)),
+        "Is an answer refined worth what training is?": _refined(metrics.load(study, "refine")),
         "Can the judge be talked into a score, and what does it not see?": [
             *_probes(metrics.table(study, "reward_hacking", "probes")),
             *_blind_spots(metrics.table(study, "reward_hacking", "blind_spots")),

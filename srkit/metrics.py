@@ -52,6 +52,31 @@ from srkit.texts import column, prompt_sets, trained_texts, vectors
 
 Tables = dict[str, pd.DataFrame]
 
+# of tables that may have no rows: JSON forgets what columns they have
+COLUMNS = {
+    "reward_accuracy": {"ways_costs": ways.COSTS},
+    "benchmarks": {
+        "scores": benchmarks.SCORES,
+        "changes": benchmarks.CHANGES,
+        "two_turn": benchmarks.TWO_TURN,
+    },
+    "breakdowns": {"answers": breakdowns.TABLE, "judging": breakdowns.TABLE},
+    "refine": {
+        "ways": refine.ANSWERS,
+        "rounds": refine.ROUNDS,
+        "feedback": refine.FEEDBACK,
+        "matches": refine.MATCHES,
+    },
+    "reward_hacking": {
+        "probes": probes.TABLE,
+        "blind_spots": blind_spots.TABLE,
+        "transitions": blind_spots.TRANSITIONS,
+        "curve": overoptimisation.TABLE,
+    },
+    "rivals": {"gains": costs.GAINS},
+    "successors": {"switches": successors.SWITCHES},
+}
+
 
 def models(study: Study) -> list[str]:
     """Names of all trained models of the study's arms, in order."""
@@ -131,8 +156,7 @@ def ways_costs(study: Study) -> pd.DataFrame:
     records = study.records()
     names = [m for m in models(study) if f"{m}/ways" in records]
     seconds = {m: records[f"{m}/ways"].get("seconds_of", {}) for m in names}
-    costs = _with_columns(table(study, "reward_accuracy", "ways_costs"), ways.COSTS)
-    return ways.with_seconds(costs, seconds)
+    return ways.with_seconds(table(study, "reward_accuracy", "ways_costs"), seconds)
 
 
 def make_length_drift(study: Study) -> Tables:
@@ -222,10 +246,7 @@ def make_benchmarks(study: Study) -> Tables:
             "two_turn": benchmarks.two_turn_table(questions, **options),
         }
 
-    columns = {"scores": benchmarks.SCORES, "changes": benchmarks.CHANGES}
-    columns["two_turn"] = benchmarks.TWO_TURN
-    made = _make(study, "benchmarks", compute)
-    return {name: _with_columns(table, columns[name]) for name, table in made.items()}
+    return _make(study, "benchmarks", compute)
 
 
 def make_data_distribution(study: Study) -> Tables:
@@ -280,8 +301,7 @@ def make_breakdowns(study: Study) -> Tables:
             "judging": breakdowns.judging_by_group(rankings, judged, **options),
         }
 
-    made = _make(study, "breakdowns", compute)
-    return {name: _with_columns(table, breakdowns.TABLE) for name, table in made.items()}
+    return _make(study, "breakdowns", compute)
 
 
 def make_refine(study: Study) -> Tables:
@@ -302,10 +322,7 @@ def make_refine(study: Study) -> Tables:
             "matches": refine.matches_table(found, **options),
         }
 
-    made = _make(study, "refine", compute)
-    columns = {"ways": refine.ANSWERS, "rounds": refine.ROUNDS}
-    columns |= {"feedback": refine.FEEDBACK, "matches": refine.MATCHES}
-    return {name: _with_columns(table, columns[name]) for name, table in made.items()}
+    return _make(study, "refine", compute)
 
 
 def _refining(study: Study) -> list[str]:
@@ -392,10 +409,7 @@ def make_reward_hacking(study: Study) -> Tables:
             ),
         }
 
-    columns = {"probes": probes.TABLE, "blind_spots": blind_spots.TABLE}
-    columns |= {"transitions": blind_spots.TRANSITIONS, "curve": overoptimisation.TABLE}
-    made = _make(study, "reward_hacking", compute)
-    return {name: _with_columns(table, columns[name]) for name, table in made.items()}
+    return _make(study, "reward_hacking", compute)
 
 
 def make_rivals(study: Study) -> Tables:
@@ -415,8 +429,7 @@ def make_rivals(study: Study) -> Tables:
             "gains": costs.gains(outcomes, spent),
         }
 
-    made = _make(study, "rivals", compute)
-    return made | {"gains": _with_columns(made["gains"], costs.GAINS)}
+    return _make(study, "rivals", compute)
 
 
 def ledger(study: Study) -> pd.DataFrame:
@@ -453,8 +466,7 @@ def make_successors(study: Study) -> Tables:
         }
         return {"switches": successors.switches(found, **_options(study))}
 
-    made = _make(study, "successors", compute)
-    return {name: _with_columns(table, successors.SWITCHES) for name, table in made.items()}
+    return _make(study, "successors", compute)
 
 
 def kl_to_start(study: Study) -> pd.DataFrame:
@@ -475,7 +487,9 @@ def load(study: Study, name: str) -> Tables:
     """
     text = study.read_text(f"metrics/{name}")
     study.check_inputs(f"metrics/{name}")
-    tables = {table: pd.DataFrame(rows) for table, rows in json.loads(text).items()}
+    columns, tables = COLUMNS.get(name, {}), {}
+    for table, rows in json.loads(text).items():
+        tables[table] = pd.DataFrame(rows, columns=None if rows else columns.get(table))
     for table in tables.values():
         # a column in which nothing is defined comes back from JSON as None, not NaN
         undefined = [c for c in table.columns if table[c].isna().all()]
@@ -506,11 +520,6 @@ def _make(study: Study, name: str, compute: Callable[[], Tables]) -> Tables:
 
     study.make_file(f"metrics/{name}", text)
     return load(study, name)
-
-
-def _with_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """`table`, and where it has no rows its columns, which JSON forgets."""
-    return table if len(table) else pd.DataFrame(columns=list(columns))
 
 
 def _with(study: Study, name: str) -> list[str]:

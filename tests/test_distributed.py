@@ -51,6 +51,13 @@ def test_one_process_needs_no_others():
         together(lambda: (_ for _ in ()).throw(ValueError("mine")))
 
 
+def test_a_meeting_inside_a_meeting_is_refused():
+    """The first process alone would be there; of two, the second took it for the outer one."""
+    with pytest.raises(RuntimeError, match="inside of together"):
+        first(lambda: together(lambda: 3))
+    assert first(lambda: 4) == 4
+
+
 def test_a_sharded_model_is_refused(ranks, monkeypatch):
     ranks(0, 2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -166,8 +173,8 @@ def studies(tmp_path_factory):
     """The same study, made by one process and by two."""
     folder = tmp_path_factory.mktemp("studies")
     command = ["-m", "srkit.cli", "make", *SETTINGS]
-    subprocess.run([sys.executable, *command, "--study", folder / "one"], check=True, timeout=300)
-    done = launch(*command, "--study", str(folder / "two"), timeout=300)
+    subprocess.run([sys.executable, *command, "--study", folder / "one"], check=True, timeout=900)
+    done = launch(*command, "--study", str(folder / "two"), timeout=900)
     assert done.returncode == 0, done.stderr
     return Study.open(folder / "one"), Study.open(folder / "two")
 
