@@ -260,6 +260,12 @@ def test_a_notebook_shows_a_figure_without_pyplot(drawn):
     assert drawn["training_curves"][0]._repr_png_().startswith(b"\x89PNG")
 
 
+def test_every_committed_figure_is_named_in_its_readme():
+    folder = Path(__file__).resolve().parents[1] / "figures"
+    text = (folder / "README.md").read_text("utf-8")
+    assert [p.stem for p in folder.glob("*.png") if f"`{p.stem}`" not in text] == []
+
+
 def test_every_figure_states_n_or_counts(drawn):
     for name, (figure, _) in drawn.items():
         text = words(figure)
