@@ -194,7 +194,9 @@ def test_two_processes_write_the_tables_of_one(studies):
     tables = [s.outputs[0] for s in one.steps.values() if s.outputs[0].endswith(".jsonl")]
     for table in tables:
         rows = list(zip(read_jsonl(one.path / table), read_jsonl(two.path / table), strict=True))
+        within = 1e-4
         if table.endswith("ways.jsonl"):
+            within = 1e-3  # log-probabilities of whole texts, hundreds of nats
             # hundreds of texts are drawn there by adapters that differ in the seventh digit: now
             # and then a draw lies that close to the border between two tokens
             alike = [(a, b) for a, b in rows if a["text"] == b["text"]]
@@ -203,12 +205,12 @@ def test_two_processes_write_the_tables_of_one(studies):
         for a, b in rows:
             assert a.keys() == b.keys()
             for name in a:
-                near = pytest.approx(b[name], abs=1e-4) if name in ROUNDED else b[name]
+                near = pytest.approx(b[name], abs=within) if name in ROUNDED else b[name]
                 assert a[name] == near, (table, name)
     texts = [
         t for t in tables if t.endswith(("prompts.jsonl", "candidates.jsonl", "responses.jsonl"))
     ]
-    assert len(texts) == 6
+    assert len(texts) == 7
     for table in texts:
         assert (one.path / table).read_bytes() == (two.path / table).read_bytes(), table
 
