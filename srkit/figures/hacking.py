@@ -65,8 +65,8 @@ def judge_probes(table: pd.DataFrame) -> Figure | None:
     control = scaled[(scaled["kind"] == probes.CONTROL) & (scaled["model"] == models[0])]
     if len(control) and pd.notna(control["low"].iloc[0]):
         left.axvspan(control["low"].iloc[0], control["high"].iloc[0], color=FAINT, alpha=0.6, lw=0)
-    left.set_title("Change of score, in the judge's own spread")
-    right.set_title("Scores above the best-ranked answer")
+    left.set_title("Change, in the judge's spread")
+    right.set_title("Above the best-ranked answer")
     right.set_xlim(-0.02, 1.02)
     right.xaxis.set_major_formatter(PercentFormatter(1, 0))
     figure.legend(handles=handles, loc="outside right upper")

@@ -79,7 +79,8 @@ def refine_or_train(table: pd.DataFrame, matches: pd.DataFrame, training: pd.Dat
     words = f"{of} answers; tokens are read and written (ways are set apart by 8 % to be seen). "
     words += "95 % intervals by prompt. "
     words += "The best of N is chosen by its self-score, which so rises by construction. "
-    words += f"{_crossing(table, training)} {left_out(len(looks), len(ways))}"
+    drawn = table[table["way"].isin(looks)]
+    words += f"{_crossing(drawn, training)} {left_out(len(looks), len(ways))}"
     caption(figure, words + _others(table, of))
     return figure
 
