@@ -8,7 +8,7 @@ looks is in `srkit.figures`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -149,7 +149,8 @@ def drawings(study: Study) -> dict[str, Callable[[], Drawing]]:
     for label in breakdowns.LABELS:
         by_label = partial(figures.breakdown, label=label)
         made[f"breakdown_{label}"] = _drawing(by_label, partial(table, "breakdowns", "answers"))
-    return made | _of_loops(study) | _of_trainings(study) | _of_iterations(study)
+    done = set(study.records())  # read once: there may be hundreds of steps to ask for
+    return made | _of_loops(study, done) | _of_trainings(study, done) | _of_iterations(study, done)
 
 
 def _drawing(draw: Callable, frame: Callable[[], pd.DataFrame]) -> Callable[[], Drawing]:
@@ -177,17 +178,17 @@ def _strengths(table: Callable) -> pd.DataFrame:
     return pd.concat([table("win_rates", name) for name in ("measures", "strengths")])
 
 
-def _of_loops(study: Study) -> dict[str, Callable[[], Drawing]]:
+def _of_loops(study: Study, done: set[str]) -> dict[str, Callable[[], Drawing]]:
     rounds = range(1, study.config.iterations + 1)
     return {
         f"loop_signals_{arm}": _drawing(figures.loop_signals, partial(loop_signals, study, arm))
         for arm in study.arms
-        if all(study.has(f"{arm}/iter-{t}/pairs") for t in rounds)
+        if done.issuperset(f"{arm}/iter-{t}/pairs" for t in rounds)
     }
 
 
-def _of_trainings(study: Study) -> dict[str, Callable[[], Drawing]]:
-    trained = [m for m in metrics.models(study) if study.has(f"{m}/adapter")]
+def _of_trainings(study: Study, done: set[str]) -> dict[str, Callable[[], Drawing]]:
+    trained = [m for m in metrics.models(study) if f"{m}/adapter" in done]
     methods = {
         "sft": [m for m in trained if m in SEED_MODELS],
         "dpo": [m for m in trained if m not in SEED_MODELS],
@@ -201,13 +202,13 @@ def _of_trainings(study: Study) -> dict[str, Callable[[], Drawing]]:
     }
 
 
-def _of_iterations(study: Study) -> dict[str, Callable[[], Drawing]]:
+def _of_iterations(study: Study, done: set[str]) -> dict[str, Callable[[], Drawing]]:
     return {
         f"funnel_{folder.replace('/', '_')}": _drawing(
             figures.iteration_funnel, partial(funnel_counts, study, folder)
         )
         for folder in metrics.iterations(study)
-        if study.has(f"{folder}/pairs")
+        if f"{folder}/pairs" in done
     }
 
 
@@ -247,7 +248,11 @@ def ablation_outcomes(study: Study) -> pd.DataFrame:
 
 def draw_figure(study: Study, name: str) -> Figure:
     """Draw one figure into the study's `figures/` (png, svg, pdf, csv) and return it."""
-    figure, frame = drawings(study)[name]()
+    return _saved(study, name, drawings(study)[name])
+
+
+def _saved(study: Study, name: str, draw: Callable[[], Drawing]) -> Figure:
+    figure, frame = draw()
     figures.save(figure, frame, study.path / "figures" / name)
     return figure
 
@@ -257,12 +262,15 @@ def draw_figures(study: Study) -> dict[str, tuple[float, str]]:
 
     Returns, by name, the width in inches and the text below, which states n and interval.
     """
-    names = list(drawings(study))
-    parts = fork_map(partial(_drawn, study), shares(names, [1] * len(names), FIGURES_EACH))
+    made = drawings(study)
+    names = list(made)
+    parts = fork_map(partial(_drawn, study, made), shares(names, [1] * len(names), FIGURES_EACH))
     found = {name: told for part in parts for name, told in part.items()}
     return {name: found[name] for name in names}
 
 
-def _drawn(study: Study, names: Sequence[str]) -> dict[str, tuple[float, str]]:
-    drawn = {name: draw_figure(study, name) for name in names}
+def _drawn(
+    study: Study, made: Mapping[str, Callable[[], Drawing]], names: Sequence[str]
+) -> dict[str, tuple[float, str]]:
+    drawn = {name: _saved(study, name, made[name]) for name in names}
     return {name: (f.get_figwidth(), f.get_supxlabel()) for name, f in drawn.items()}
