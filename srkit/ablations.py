@@ -198,6 +198,25 @@ def _kept(pairs: pd.DataFrame) -> pd.DataFrame:
 # --- what is shown -------------------------------------------------------------------------------
 
 
+def foremost(names: Sequence[str], most: int, whole: bool = False) -> list[str]:
+    """The models or iterations of a study with many arms that there is room for, at most `most`.
+
+    All, if there is room. Or else the seed models, the paper's arm (without it, the first one), and
+    of the other arms, or of the controls alone, the last model and iteration (`whole`: all of the
+    controls'); or none of them.
+    """
+    arms = {name: name.rpartition("/")[0] for name in names}
+    first = PAPER_ARM if PAPER_ARM in arms.values() else next(filter(None, arms.values()), "")
+    last = set({(arm, "/iter-" in name): name for name, arm in arms.items()}.values())
+    main = [name for name, arm in arms.items() if arm in ("", first)]
+    ends = [name for name in names if whole or name in last]
+    controls = [name for name in ends if arms[name] in CONTROLS]
+    choices = [[*main, *more] for more in (names, ends, controls, ())]
+    fits = (choice for choice in choices if len(set(choice)) <= most)
+    chosen = next(fits, main[:most])
+    return [name for name in names if name in chosen]
+
+
 def with_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """`compare`'s table with rows of seconds and tokens: arm, iteration, model, outcome, value."""
     rows = costs.assign(unit=costs["outcome"], against="")

@@ -18,27 +18,37 @@ from srkit.reward_accuracy import LENGTH_ALONE
 from srkit.rows import Row
 from srkit.study import Study
 
+NAMED = ("model", "reference", "name", "against", "left", "right", "way")  # columns of names
+ROOM = 12  # models to speak of one by one
+
 
 def findings(study: Study) -> dict[str, list[str]]:
     """What the study shows and does not show, by question: plain sentences, with intervals."""
-    accuracy = metrics.load(study, "reward_accuracy")
-    lengths = metrics.load(study, "length_drift")
-    wins = metrics.load(study, "win_rates")
-    texts = metrics.load(study, "data_distribution")
+
+    def tables(analysis: str) -> metrics.Tables:
+        found = metrics.load(study, analysis)
+        return {name: uncrowded(study, table) for name, table in found.items()}
+
+    def table(analysis: str, name: str) -> pd.DataFrame:
+        return uncrowded(study, metrics.table(study, analysis, name))
+
+    accuracy, lengths = tables("reward_accuracy"), tables("length_drift")
+    wins, texts = tables("win_rates"), tables("data_distribution")
     told = {
         "Does the judge get better?": [
             *_judging(accuracy["accuracy"], study.config.judge.method),
             *_changes(accuracy["differences"]),
-            *_calibration(metrics.table(study, "reward_accuracy", "calibration_slopes")),
-            *_agreement(metrics.table(study, "reward_accuracy", "agreement")),
-            *_ways(metrics.table(study, "reward_accuracy", "ways_differences")),
+            *_calibration(table("reward_accuracy", "calibration_slopes")),
+            *_agreement(table("reward_accuracy", "agreement")),
+            *_ways(table("reward_accuracy", "ways_differences")),
+            *_left_out(study),
         ],
         "Do answers get better?": [
             *_constraints(wins["constraints"]),
-            *_matches(wins["head_to_head"], metrics.table(study, "win_rates", "measures")),
+            *_matches(wins["head_to_head"], table("win_rates", "measures")),
             *(_equal_length(lengths["equal_length"]) if _decides(wins["head_to_head"]) else []),
             *_card(wins["referee_card"]),
-            *_power(metrics.table(study, "win_rates", "power")),
+            *_power(table("win_rates", "power")),
         ],
         "Do they get longer?": [
             *_lengths(lengths["by_model"]),
@@ -48,16 +58,16 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_controls(wins["controls"]),
             *_arms(metrics.table(study, "ablations", "outcomes")),
         ],
-        "Is an answer refined worth what training is?": _refined(metrics.load(study, "refine")),
+        "Is an answer refined worth what training is?": _refined(tables("refine")),
         "Can the judge be talked into a score, and what does it not see?": [
-            *_probes(metrics.table(study, "reward_hacking", "probes")),
-            *_blind_spots(metrics.table(study, "reward_hacking", "blind_spots")),
-            *_transitions(metrics.table(study, "reward_hacking", "transitions")),
-            *_own_and_independent(metrics.table(study, "reward_hacking", "curve")),
+            *_probes(table("reward_hacking", "probes")),
+            *_blind_spots(table("reward_hacking", "blind_spots")),
+            *_transitions(table("reward_hacking", "transitions")),
+            *_own_and_independent(table("reward_hacking", "curve")),
         ],
         "What did training cost, and how far did it go?": [
-            *_benchmarks(metrics.table(study, "benchmarks", "changes")),
-            *_kl(metrics.kl_to_start(study)),
+            *_benchmarks(table("benchmarks", "changes")),
+            *_kl(uncrowded(study, metrics.kl_to_start(study))),
         ],
         "What were the models trained on?": [
             *_leaks(_self_made(study, texts["novelty"])),
@@ -65,6 +75,25 @@ def findings(study: Study) -> dict[str, list[str]]:
         ],
     }
     return {question: sentences for question, sentences in told.items() if sentences}
+
+
+def uncrowded(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """A table without the models and iterations that `ablations.foremost` leaves out."""
+    columns = [name for name in NAMED if name in table.columns]
+    return table[~table[columns].isin(_crowd(study)).any(axis=1)]
+
+
+def _crowd(study: Study) -> set[str]:
+    every = (metrics.models(study), metrics.iterations(study))
+    return {name for names in every for name in set(names) - set(ablations.foremost(names, ROOM))}
+
+
+def _left_out(study: Study) -> list[str]:
+    models = metrics.models(study)
+    told = [name for name in models if name not in _crowd(study)]
+    words = f"Sentences here are about {len(told)} of {len(models)} models: {', '.join(told)}. "
+    words += "The others stand in the tables, and beside each other below."
+    return [words] if len(told) < len(models) else []
 
 
 def _judging(table: pd.DataFrame, method: str) -> list[str]:

@@ -20,7 +20,7 @@ from srkit.config import Config
 from srkit.drawings import CAPTIONS, ablation_outcomes, draw_figures
 from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
-from srkit.findings import findings, rate
+from srkit.findings import findings, rate, uncrowded
 from srkit.headtohead import MATCH
 from srkit.headtohead import PAPER as PAPER_MATCHES
 from srkit.plan import PAPER_ARM
@@ -176,7 +176,7 @@ def _figure(study: Study, name: str, width: float, below: str) -> str:
 def _accuracy_beside_paper(study: Study) -> str:
     from srkit.reward_accuracy import PAPER
 
-    table = metrics.load(study, "reward_accuracy")["accuracy"]
+    table = uncrowded(study, metrics.load(study, "reward_accuracy")["accuracy"])
     rows = []
     for row in table[table["metric"].isin(PAPER.columns)].to_dict("records"):
         short = row["model"].removeprefix(f"{PAPER_ARM}/")  # other arms have no counterpart there
@@ -190,7 +190,7 @@ def _accuracy_beside_paper(study: Study) -> str:
 
 def _win_rates(study: Study) -> str:
     """Every pair of models: its win rates in per cent, the referee's steadiness, the paper's."""
-    games = metrics.table(study, "win_rates", "head_to_head")
+    games = uncrowded(study, metrics.table(study, "win_rates", "head_to_head"))
     measures = metrics.table(study, "win_rates", "measures").set_index([*MATCH, "measure"])
     paper = PAPER_MATCHES.set_index(["left", "right"])
     rows = []
@@ -228,7 +228,7 @@ def _arms(study: Study) -> str:
     note = (
         "After the last iteration, with 95 % intervals; a star where the paired difference from "
         "the paper's arm has an interval without zero. Own score and pairs are of the candidates "
-        "that the last iteration was trained on; seconds and tokens are what it took."
+        "that the last iteration was trained on; seconds and tokens are of all iterations."
     )
     return f"<p>{note}</p>{_table(words)}"
 

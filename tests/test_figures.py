@@ -472,14 +472,14 @@ def models_of(*arms):
     ],
 )
 def test_a_crowded_figure_shows_the_papers_arm_and_the_controls(arms, most, whole, drawn):
-    assert style.shown(models_of(*arms), most, whole) == drawn
+    assert ablations.foremost(models_of(*arms), most, whole) == drawn
 
 
 def test_an_arms_last_model_and_last_iteration_are_shown():
     names = [f"{arm}/{name}" for arm in ("nll", "oracle") for name in ("M2", "M3")]
     loops = [f"{arm}/iter-{t}" for arm in ("nll", "oracle") for t in (1, 2)]
     wanted = ["nll/M2", "nll/M3", "oracle/M3", "nll/iter-1", "nll/iter-2", "oracle/iter-2"]
-    assert style.shown([*names, *loops], 6) == wanted
+    assert ablations.foremost([*names, *loops], 6) == wanted
 
 
 def test_a_crowded_figure_says_how_many_models_it_leaves_out():
@@ -491,7 +491,7 @@ def test_a_crowded_figure_says_how_many_models_it_leaves_out():
     table = pd.DataFrame(rows).reindex(columns=list(length.SUMMARY)).assign(truncated=0.0)
     figure = figures.length_trend(table)
     names = [label.get_text().partition("\n")[0] for label in figure.axes[0].get_xticklabels()]
-    wanted = style.shown(models_of(*arms), style.ROOM)
+    wanted = ablations.foremost(models_of(*arms), style.ROOM)
     assert names == [name.replace("/", " ") for name in wanted]
     assert len(wanted) == 11  # the paper's arm whole, the last model of six others
     assert "11 of 17 drawn; all are in the csv." in figure.get_supxlabel().replace("\n", " ")

@@ -10,6 +10,7 @@ import pytest
 
 from srkit import findings, metrics, report
 from srkit.config import SrkitError
+from srkit.study import Study
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="a()">\x1b[31m\u202e&amp;'
 
@@ -44,6 +45,22 @@ def test_a_judge_is_called_better_only_where_its_interval_says_so(low, high, tol
     assert "60.0 % [" in sentence
     (sentence,) = findings._judging(table, "expected")
     assert sentence.endswith(f"{told}."), "probabilities always parse"
+
+
+def test_of_many_arms_sentences_are_about_the_papers_and_the_controls(tmp_path):
+    arms = "self-rewarding,nll,high-beta,length-control,length-penalty,cream,anchored,spin,human,"
+    arms += "random-judge,oracle"
+    study = Study.open(tmp_path / "many", "tiny", arm=arms)
+    last = [f"{arm}/M3" for arm in arms.split(",")]
+    models = ["length alone", "M1", *last, "self-rewarding/M2"]
+    told = findings.uncrowded(study, pd.DataFrame({"model": models, "value": 1}))["model"]
+    ends = ["self-rewarding/M3", "random-judge/M3", "oracle/M3"]
+    assert told.tolist() == ["length alone", "M1", *ends, "self-rewarding/M2"]
+    (sentence,) = findings._left_out(study)
+    assert sentence.startswith("Sentences here are about 6 of 24 models: baseline, M1, self-reward")
+    few = Study.open(tmp_path / "few", "tiny", arm="self-rewarding,nll")
+    assert findings._left_out(few) == []
+    assert len(findings.uncrowded(few, pd.DataFrame({"model": ["M1", "nll/M2", "nll/M3"]}))) == 3
 
 
 def test_no_difference_is_called_no_difference():

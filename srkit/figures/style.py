@@ -27,10 +27,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srkit.ablations import CONTROLS
+from srkit.ablations import foremost
 from srkit.disk import write_atomically
 from srkit.escape import visible
-from srkit.plan import PAPER_ARM
 from srkit.reward_accuracy import LENGTH_ALONE
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
@@ -118,8 +117,8 @@ def drawing(
     """Draw in the house style; a frame without rows or columns gives `empty`, not a traceback.
 
     Texts in frames are made harmless: a control character would end a reader of the svg. `names`
-    are the columns with models or iterations, of which a figure shows `most` (see `shown`); its
-    caption then says so.
+    are the columns with models or iterations, of which a figure shows `most`
+    (`ablations.foremost`); its caption then says so.
     """
 
     def wrap(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -132,7 +131,7 @@ def drawing(
                 return empty(f"the table lacks the column(s) {', '.join(missing)}")
             here = [name for name in names if name in frame.columns]
             everyone = dict.fromkeys(name for row in frame[here].to_numpy() for name in row)
-            few = shown(list(everyone), most, whole)
+            few = foremost(list(everyone), most, whole)
             rows = frame[frame[here].isin(few).all(axis=1)] if len(few) < len(everyone) else frame
             with style():
                 figure = draw(*map(_harmless, (rows, *args)), **options)
@@ -218,25 +217,6 @@ def caption(figure: Figure, text: str) -> None:
     # about 17 characters of this size go into an inch
     width = int(17 * figure.get_figwidth())
     figure.supxlabel(textwrap.fill(text, width), fontsize=7, color="#555555")
-
-
-def shown(names: Sequence[str], most: int, whole: bool = False) -> list[str]:
-    """The models or iterations that a figure of a study with many arms shows, at most `most`.
-
-    All, if there is room. Or else the seed models, the paper's arm (without it, the first one), and
-    of the other arms, or of the controls alone, the last model and iteration (`whole`: all of the
-    controls'); or none of them.
-    """
-    arms = {name: name.rpartition("/")[0] for name in names}
-    first = PAPER_ARM if PAPER_ARM in arms.values() else next(filter(None, arms.values()), "")
-    last = set({(arm, "/iter-" in name): name for name, arm in arms.items()}.values())
-    main = [name for name, arm in arms.items() if arm in ("", first)]
-    ends = [name for name in names if whole or name in last]
-    controls = [name for name in ends if arms[name] in CONTROLS]
-    choices = [[*main, *more] for more in (names, ends, controls, ())]
-    fits = (choice for choice in choices if len(set(choice)) <= most)
-    chosen = next(fits, main[:most])
-    return [name for name in names if name in chosen]
 
 
 def left_out(drawn: int, of: int) -> str:
