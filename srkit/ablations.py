@@ -34,6 +34,7 @@ from srkit import constraints, headtohead, reward_accuracy, stats
 from srkit.plan import PAPER_ARM
 
 CONTROLS = ("random-judge", "oracle")
+ROOM = 12  # models or iterations that can be told one by one, or drawn side by side
 # outcome -> unit; shares are in [0, 1]
 OUTCOMES = {
     "judge accuracy": "share",
@@ -198,7 +199,7 @@ def _kept(pairs: pd.DataFrame) -> pd.DataFrame:
 # --- what is shown -------------------------------------------------------------------------------
 
 
-def foremost(names: Sequence[str], most: int, whole: bool = False) -> list[str]:
+def foremost(names: Sequence[str], most: int = ROOM, whole: bool = False) -> list[str]:
     """The models or iterations of a study with many arms that there is room for, at most `most`.
 
     All, if there is room. Or else the seed models, the paper's arm (without it, the first one), and

@@ -19,7 +19,6 @@ from srkit.rows import Row
 from srkit.study import Study
 
 NAMED = ("model", "reference", "name", "against", "left", "right", "way")  # columns of names
-ROOM = 12  # models to speak of one by one
 
 
 def findings(study: Study) -> dict[str, list[str]]:
@@ -85,7 +84,7 @@ def uncrowded(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
 def _crowd(study: Study) -> set[str]:
     every = (metrics.models(study), metrics.iterations(study))
-    return {name for names in every for name in set(names) - set(ablations.foremost(names, ROOM))}
+    return {name for names in every for name in set(names) - set(ablations.foremost(names))}
 
 
 def _left_out(study: Study) -> list[str]:

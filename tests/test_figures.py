@@ -491,7 +491,7 @@ def test_a_crowded_figure_says_how_many_models_it_leaves_out():
     table = pd.DataFrame(rows).reindex(columns=list(length.SUMMARY)).assign(truncated=0.0)
     figure = figures.length_trend(table)
     names = [label.get_text().partition("\n")[0] for label in figure.axes[0].get_xticklabels()]
-    wanted = ablations.foremost(models_of(*arms), style.ROOM)
+    wanted = ablations.foremost(models_of(*arms), ablations.ROOM)
     assert names == [name.replace("/", " ") for name in wanted]
     assert len(wanted) == 11  # the paper's arm whole, the last model of six others
     assert "11 of 17 drawn; all are in the csv." in figure.get_supxlabel().replace("\n", " ")

@@ -27,7 +27,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srkit.ablations import foremost
+from srkit.ablations import ROOM, foremost
 from srkit.disk import write_atomically
 from srkit.escape import visible
 from srkit.reward_accuracy import LENGTH_ALONE
@@ -36,7 +36,7 @@ COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole text
 PAPER_GREY, FAINT = "#8C8C8C", "#D9D9D9"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # the second cue beside the colour
-MOST, ROOM = 6, 12  # names in a panel: told apart by colour and marker, or side by side
+MOST = 6  # names in a panel that colour and marker tell apart
 WIN, TIE, LOSS = "#009E73", "#A6D8F0", "#D55E00"
 
 STYLE = {
