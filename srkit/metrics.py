@@ -492,7 +492,7 @@ def load(study: Study, name: str) -> Tables:
         tables[table] = pd.DataFrame(rows, columns=None if rows else columns.get(table))
     for table in tables.values():
         # a column in which nothing is defined comes back from JSON as None, not NaN
-        undefined = [c for c in table.columns if table[c].isna().all()]
+        undefined = [c for c in table.columns if len(table) and table[c].isna().all()]
         table[undefined] = table[undefined].astype(float)
     return tables
 
