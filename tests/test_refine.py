@@ -160,7 +160,9 @@ def test_the_figures_say_who_judges_and_how_many(tables):
     ]
     below = " ".join(figure.get_supxlabel().split())
     assert "x/M2 from prompt 10 on" in below
-    assert "8 %" in below
+    level = ways[(ways["measure"] == "tokens") & (ways["against"] == "")].set_index("way")["value"]
+    drawn = [line for line in figure.axes[0].lines if line.get_marker() in "os^D"]
+    assert [line.get_xdata().item() for line in drawn] == list(level), "where they are"
     (won,) = [line for line in figure.axes[3].lines if line.get_marker() == "s"]
     assert won.get_ydata().tolist() == [1.0]
     parts = refine.rounds_table({"M1": tables}, PROMPTS, ORACLE, 50)

@@ -124,7 +124,7 @@ def _change_panel(axes: Axes, rows: pd.DataFrame, models: list[str], unit: str) 
 def _paper_tasks(axes: Axes) -> None:
     changes = benchmarks.PAPER.iloc[1:] - benchmarks.PAPER.iloc[0]
     _paper_panel(axes, changes)
-    axes.set(title="The paper, Table 3: change from Llama 2", ylabel="points of 100")
+    axes.set(title="The paper, Table 9: change from Llama 2", ylabel="points of 100")
 
 
 def _paper_two_turn(axes: Axes) -> None:

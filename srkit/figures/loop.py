@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from srkit import reward_accuracy as accuracy
@@ -96,17 +95,20 @@ def training_curves(training: pd.DataFrame) -> Figure | None:
     panels = [_loss_panel]
     panels += [_reward_panel] if "reward_accuracy" in known else []
     panels += [_log_prob_panel] if {"logp_chosen", "logp_rejected"} <= known else []
-    figure = Plate(figsize=(max(COLUMN, PAGE / 3 * len(panels)), 2.4))
     labels = short_labels(list(runs))
+    keys = math.ceil(len(runs) / 4) if len(runs) > 1 else 0  # lines of the legend
+    figure = Plate(figsize=(max(COLUMN, PAGE / 3 * len(panels)), 2.4 + 0.17 * keys))
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (name, run), colour in zip(runs.items(), cycle(len(runs)), strict=True):
             panel(axes, run.sort_values("step"), colour, labels[name])
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    if len(runs) > 1:
-        figure.axes[0].legend()
+    if keys:
+        lines = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside upper center", ncols=math.ceil(len(runs) / keys))
     counts = ", ".join(f"{labels[name]} n = {len(run)}".strip() for name, run in runs.items())
-    caption(figure, f"Logged steps: {counts}.")
+    first = "At the first step of DPO policy and reference are one: no pair is told apart."
+    caption(figure, f"Logged steps: {counts}. {first if len(panels) > 1 else ''}".strip())
     return figure
 
 
@@ -154,6 +156,4 @@ def _reward_panel(axes: Axes, run: pd.DataFrame, colour: str, label: str) -> Non
 def _log_prob_panel(axes: Axes, run: pd.DataFrame, colour: str, label: str) -> None:
     axes.plot(run["step"], run["logp_chosen"], color=colour)
     axes.plot(run["step"], run["logp_rejected"], color=colour, ls="--")
-    axes.set_title("Log-probability")
-    keys = [Line2D([], [], color="#555555", ls=ls) for ls in ("-", "--")]
-    axes.legend(keys, ["chosen", "rejected"])
+    axes.set_title("Log-probability (dashed: rejected)")

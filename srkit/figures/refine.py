@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from srkit import refine
+from srkit.ablations import foremost
 from srkit.figures.style import (
     COLOURS,
     MARKERS,
@@ -39,7 +40,6 @@ TITLES = {
 WIN = "win rate"
 ANSWERED = np.logspace(0, 6, 25)  # prompts
 NOTHING = "no model refined its answers (eval.refined_of)"
-APART = 1.08  # a factor between the places of ways on the axis of tokens: many take as many
 BY_ROUND = ("oracle's score", "self-score", "length", "tokens")
 
 
@@ -55,7 +55,7 @@ def refine_or_train(table: pd.DataFrame, matches: pd.DataFrame, training: pd.Dat
     ways = list(dict.fromkeys(table["way"]))
     looks = {
         way: {"colour": COLOURS[i], "marker": MARKERS[i], "label": _name(way, of, table)}
-        for i, way in enumerate(ways[:MOST])
+        for i, way in enumerate(foremost(ways, MOST))
     }
     figure = Plate(figsize=(PAGE, 4.6))
     panels = figure.subplots(2, 3)
@@ -76,8 +76,7 @@ def refine_or_train(table: pd.DataFrame, matches: pd.DataFrame, training: pd.Dat
     _amortised(panels[1, 1], table, training, looks)
     panels[1, 2].axis("off")
     panels[1, 2].legend(*panels[0, 0].get_legend_handles_labels(), loc="center left")
-    words = f"{of} answers; tokens are read and written (ways are set apart by 8 % to be seen). "
-    words += "95 % intervals by prompt. "
+    words = f"{of} answers; tokens are read and written. 95 % intervals by prompt. "
     words += "The best of N is chosen by its self-score, which so rises by construction. "
     drawn = table[table["way"].isin(looks)]
     words += f"{_crossing(drawn, training)} {left_out(len(looks), len(ways))}"
@@ -133,11 +132,11 @@ def _name(way: str, of: str, table: pd.DataFrame) -> str:
 
 def _beside_tokens(axes: Axes, rows: pd.DataFrame, tokens: pd.DataFrame, looks: dict) -> None:
     """Values over tokens per prompt, with both intervals."""
-    for i, (way, look) in enumerate(looks.items()):
+    for way, look in looks.items():
         if way not in rows.index:
             continue
         one, colour = rows.loc[[way]], look["colour"]
-        x = APART**i * tokens.loc[way, ["value", "low", "high"]].to_numpy(float)
+        x = tokens.loc[way, ["value", "low", "high"]].to_numpy(float)
         dots(axes, x[:1], one, colour, look["label"], marker=look["marker"])
         axes.plot(x[1:], [one["value"].iloc[0]] * 2, color=colour, lw=1)
     axes.set(xscale="log", xlabel="tokens per prompt")

@@ -221,7 +221,7 @@ def caption(figure: Figure, text: str) -> None:
 
 def left_out(drawn: int, of: int) -> str:
     """What a caption says where not all names are drawn."""
-    return f"{drawn} of {of} drawn; all are in the csv." if drawn < of else ""
+    return f"{of - drawn} of {of} are not drawn; all are in the csv." if drawn < of else ""
 
 
 def percent(share: float) -> str:

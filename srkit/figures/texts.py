@@ -118,7 +118,7 @@ def prompt_topics(table: pd.DataFrame, drift: pd.DataFrame | None = None) -> Fig
         figure = Plate(figsize=(PAGE, height))
         panels = figure.subplots(1, 2, width_ratios=[3, 2])
     axes, labels = panels[0], short_labels(names)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(shares.to_numpy().max(), 0.01) * 1.3)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(shares.to_numpy().max(), 0.01) * 1.8)
     for (y, x), count in np.ndenumerate(counts.to_numpy()):
         text = f"{count:.0f} ({percent(shares.iloc[y, x])})"
         axes.text(x, y, text, ha="center", va="center", fontsize=6)
