@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import Counter
 from operator import attrgetter
 from pathlib import Path
 
@@ -399,3 +400,9 @@ def test_there_are_as_many_cases_as_promised():
     assert len(good) >= 40
     ids = [case.id for case in bad + good]
     assert len(set(ids)) == len(ids)
+    told, counts = (HERE / "README.md").read_text("utf-8"), Counter(c.values[0] for c in bad)
+    kept = Counter(case.values[0] for case in good)
+    for kind, count in counts.items():
+        assert f"| {kind} | {count} | {kept[kind]} |" in told, "tests/README.md counts them too"
+    assert told.count(f"{len(bad)} bad") == 2
+    assert f"| **all** | **{len(bad)}** | **{len(good)}** |" in told
