@@ -1,7 +1,7 @@
 """What is measured of every model: its answers to the test prompts, and comparisons of them.
 
 A comparison shows a referee two models' answers to one prompt and reads the probabilities of
-"A" and "B", once in each order (paper section 3.3.1; the paper's referee is GPT-4). The model's
+"A" and "B", once in each order (paper, Fig. 3; the paper's referee is GPT-4). The model's
 judging of held-out rankings is `judge.judge_held_out`.
 
 Surprising decisions: the referee is one fixed model of the study for all comparisons, so that a

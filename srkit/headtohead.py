@@ -1,6 +1,6 @@
 """Win, tie and loss of one model against another, and the card of the referee that says so.
 
-The paper's protocol (Fig. 3, section 3.1.4): every pair of answers is shown to the referee in both
+The paper's protocol (Fig. 3): every pair of answers is shown to the referee in both
 orders; only if both agree is it a win, everything else is a tie. A single order would reward
 whoever stands in the place that the referee likes, and small referees have such a place.
 
