@@ -102,10 +102,11 @@ def answer_logps(policy: Policy, conversation: list, answer: Completion) -> Tens
     import torch
 
     from srkit.chat import encode_prompt, stop_token_ids
+    from srkit.linears import exact_head
 
     prompt, tokens = encode_prompt(policy.tokenizer, conversation), list(answer.ids)
     ids = torch.tensor([prompt + tokens], device=policy.model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_head(policy.model):
         logits = policy.model(input_ids=ids, logits_to_keep=len(tokens) + 1).logits[0]
     logps = logits.float().log_softmax(-1).double().cpu()  # (tokens + 1, vocabulary)
     found = logps[:-1].gather(1, torch.tensor(tokens, dtype=torch.long)[:, None])[:, 0]

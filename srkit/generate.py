@@ -38,7 +38,7 @@ from srkit.chat import context_of, encode_completion, encode_prompt, stop_token_
 from srkit.config import SrkitError
 from srkit.engine import Completion, Sampling
 from srkit.kv_cache import NOWHERE, Level, Tree, gather
-from srkit.linears import prepared
+from srkit.linears import exact_head, prepared
 from srkit.memory import free_bytes, needed, ran_out
 from srkit.models import Policy
 from srkit.parallel import fork_map, shares
@@ -53,6 +53,7 @@ MEMORY_SHARE = 0.7  # of free memory, for caches and logits; the rest is for act
 # on leaves the cache: on one core 1024 read 9 % faster than 2048, and 34 % faster than 4096.
 PREFILL_TOKENS = 1024
 OPTION_LOGITS = 256  # positions in one forward pass that need logits over the vocabulary
+ANSWER_LOGITS = 1024  # the same where one prompt's options alone are more
 ROWS_EACH = 16  # that pay for a process of their own
 TOKENS_EACH = 1024  # of prompts that only want scores
 GROWTH = 128  # columns by which a row's cache grows
@@ -408,7 +409,8 @@ class _Batch:
         while waiting:
             chunk = waiting[: self._chunk(waiting, len(options) * self.columns)]
             try:
-                rows = self._score(chunk, options)
+                with exact_head(self.model):
+                    rows = self._score(chunk, options)
                 scores |= zip((p.ids for p in chunk), rows, strict=True)
                 waiting = waiting[len(chunk) :]
                 continue
@@ -423,19 +425,28 @@ class _Batch:
         first = torch.tensor([option[0] for option in options], device=self.device)
         scores = logits.float().log_softmax(-1)[:, first]  # (prompts, options)
         width = max(map(len, options)) - 1
-        if width:  # the other tokens: a branch for each option of each prompt
-            padded = torch.tensor([option + [-1] * (width + 1 - len(option)) for option in options])
-            steps = torch.where(padded[:, 1:] >= 0, torch.arange(width), NOWHERE)
-            starts = torch.tensor([len(p.ids) for p in prompts]).repeat_interleave(len(options))
-            positions = starts[:, None] + steps.repeat(len(prompts), 1)
-            branch = Level(len(positions), width, self.device)
-            ids = padded[:, :-1].clamp(min=0).repeat(len(prompts), 1)
-            levels = [*self.prefix, level, branch]
-            logits = self._forward(levels, ids, positions.clamp(max=NOWHERE), keep=0)
-            targets = padded[:, 1:].repeat(len(prompts), 1).to(self.device)[..., None]
-            found = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0))
-            scores += (found * (targets >= 0)).sum((1, 2)).view(scores.shape)
+        if width:
+            each = max(1, ANSWER_LOGITS // (width * len(prompts)))
+            for start in range(0, len(options), each):
+                part = options[start : start + each]
+                scores[:, start : start + each] += self._score_rest(prompts, level, part, width)
         return scores.tolist()
+
+    def _score_rest(
+        self, prompts: list[_Prompt], level: Level, options: list[list[int]], width: int
+    ) -> Tensor:
+        """Of the options' tokens after the first: a branch for each option of each prompt."""
+        padded = torch.tensor([option + [-1] * (width + 1 - len(option)) for option in options])
+        steps = torch.where(padded[:, 1:] >= 0, torch.arange(width), NOWHERE)
+        starts = torch.tensor([len(p.ids) for p in prompts]).repeat_interleave(len(options))
+        positions = starts[:, None] + steps.repeat(len(prompts), 1)
+        branch = Level(len(positions), width, self.device)
+        ids = padded[:, :-1].clamp(min=0).repeat(len(prompts), 1)
+        levels = [*self.prefix, level, branch]
+        logits = self._forward(levels, ids, positions.clamp(max=NOWHERE), keep=0)
+        targets = padded[:, 1:].repeat(len(prompts), 1).to(self.device)[..., None]
+        found = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0))
+        return (found * (targets >= 0)).sum((1, 2)).view(len(prompts), -1)
 
     def _forward(
         self, levels: list[Level], ids: Tensor, positions: Tensor, keep: int = 1

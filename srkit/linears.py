@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.nn import functional
 
 from srkit.kv_cache import ATTENTION, unsupported
 from srkit.memory import free_bytes
+
+WORDS = 16384  # of the vocabulary whose weights are held in float32 at once
 
 
 @contextmanager
@@ -42,6 +45,31 @@ def prepared(model: nn.Module) -> Iterator[nn.Module]:
             setattr(parent, name, child)
         core.set_attn_implementation(attention)
         core.train(training)
+
+
+@contextmanager
+def exact_head(model: nn.Module) -> Iterator[None]:
+    """Logits in float32, whatever the model computes in: for whoever reads probabilities.
+
+    bfloat16 has eight bits, so that its logits between 16 and 32 lie 0.125 apart. That is more than
+    the expected scores of a judge of two answers differ by, and would make ties of them.
+    """
+    head = model.get_output_embeddings()
+    if head is None or head.weight.dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+
+    def forward(hidden: Tensor) -> Tensor:  # (..., width) -> (..., vocabulary)
+        hidden, weight = hidden.float(), head.weight
+        logits = hidden.new_empty(*hidden.shape[:-1], len(weight))
+        for start in range(0, len(weight), WORDS):
+            words = slice(start, start + WORDS)
+            bias = None if head.bias is None else head.bias[words].float()
+            logits[..., words] = functional.linear(hidden, weight[words].float(), bias)
+        return logits
+
+    with patch.object(head, "forward", forward):
+        yield
 
 
 def _replace_linears(parent: nn.Module, replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:

@@ -1,5 +1,7 @@
 """The hf engine against the plainest way to do the same: one row at a time, no cache, no batch."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -332,6 +334,31 @@ def test_answers_score_as_in_a_plain_forward_pass_up_to_their_end(policy, plain_
             assert logp == pytest.approx(float(plain_logp(policy.model, prompt, ids)), abs=1e-4)
     assert score_answers(policy, CHATS[:1], [[]]) == [[]]
     assert score_answers(policy, [], []) == []
+
+
+def test_long_answers_are_scored_a_few_at_a_time(policy, passes, monkeypatch):
+    answers = [["Mars", "A rather long answer, and then some more of it.", "Two words"]]
+    whole = score_answers(policy, CHATS[:1], answers)
+    together = len(passes)
+    monkeypatch.setattr(generate, "ANSWER_LOGITS", 1)
+    (found,) = score_answers(policy, CHATS[:1], answers)
+    assert len(passes) - together == together + 2, "three branches for one"
+    np.testing.assert_allclose(found, whole[0], atol=2e-5)
+
+
+def test_probabilities_are_read_from_float32_logits_of_a_bfloat16_model(monkeypatch):
+    """bfloat16 rounds logits of 16 to 32 to 0.125: more than a judge's scores differ by."""
+    policy = Policy(tiny_model(TOKENIZER).bfloat16(), TOKENIZER, "M0")
+    head = policy.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight * 64, requires_grad=False)
+    options = [" 1", " 2", "Score: 3"]
+    found = score_options(policy, CHATS, options)
+    monkeypatch.setattr(generate, "exact_head", lambda model: nullcontext())
+    rounded = score_options(policy, CHATS, options)
+    assert np.abs(found - rounded).max() > 0.02
+    copy = head.weight.float()
+    monkeypatch.setattr(head, "forward", lambda hidden: hidden.float() @ copy.T)
+    np.testing.assert_allclose(found, score_options(policy, CHATS, options), atol=1e-4)
 
 
 def test_sample_of_nothing(policy):
