@@ -42,6 +42,7 @@ IGNORED = -100  # label of a token that is not trained on
 LOGITS = 2**24  # at once in the head: 64 MB in float32
 ATTENTION = "srkit-trees"
 UNTRAINED = "srkit does not train"
+GROUPED = ("cpu",)  # devices whose fused attention knows heads that share keys, with a mask
 PEFT_FORWARD = LoraLinear.forward
 
 
@@ -159,6 +160,8 @@ def _attend(
     """What transformers calls: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise unsupported(module, UNTRAINED)
+    if query.device.type not in GROUPED:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     parts = (x.split(trees.sizes, dim=2) for x in (query, key, value))
     mixed = [
         functional.scaled_dot_product_attention(

@@ -54,7 +54,11 @@ def test_who_sees_whom():
     ]
 
 
-def test_log_probabilities_and_gradients_are_those_of_sequences_alone(plain_logp):
+@pytest.mark.parametrize("grouped", [("cpu",), ()], ids=["as on a CPU", "as on a GPU"])
+def test_log_probabilities_and_gradients_are_those_of_sequences_alone(
+    grouped, plain_logp, monkeypatch
+):
+    monkeypatch.setattr(logps, "GROUPED", grouped)
     model = _model()
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = torch.linspace(-1, 1, 6)
