@@ -239,7 +239,12 @@ def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
                 "would be. Get the model again; a float16 copy of a bfloat16 model overflows: then "
                 "set model.dtype=bfloat16 or float32."
             )
-    last, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    rows = model.get_input_embeddings().num_embeddings
+    # added tokens may lie beyond (images, of Gemma 3's text model), if no chat is made of them
+    added = set(tokenizer.added_tokens_decoder)
+    chat = encode_prompt(tokenizer, [{"role": "user", "content": PROBES[0]}])
+    used = [*chat, tokenizer.pad_token_id, tokenizer.eos_token_id]
+    last = max(*used, *(i for i in tokenizer.get_vocab().values() if i not in added))
     if last >= rows:
         raise SrkitError(
             f"The tokenizer of {name!r} has tokens up to number {last}, but the model has only "

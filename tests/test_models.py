@@ -26,6 +26,7 @@ from srkit.models import (
     release,
     save_adapter,
 )
+from srkit.prompts import user
 from srkit.tiny import BOS, END_OF_TURN, EOS, PAD, TURN, tiny_model, tiny_tokenizer
 from srkit.weights import SMOLLM2
 
@@ -82,6 +83,18 @@ def test_tiny_is_quick_equal_for_equal_seeds_and_leaves_random_state_alone(token
 
 def test_the_context_is_the_model_s_own(tokenizer):
     assert context_of(tiny_model(tokenizer, context=128)) == 128
+
+
+def test_an_added_token_that_no_chat_holds_may_lie_beyond_the_embedding():
+    """As that for images, of Gemma 3's text model: it has no row, and no text becomes it."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    models._check_weights(model, tokenizer, "one")
+    assert len(tokenizer) - 1 not in encode_prompt(tokenizer, user("What is <image>?"))
+    tokenizer.pad_token = "<image>"
+    with pytest.raises(SrkitError, match="rows of the embedding"):
+        models._check_weights(model, tokenizer, "one")
 
 
 def test_tiny_tokens_are_distinct(tokenizer):
