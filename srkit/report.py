@@ -123,11 +123,18 @@ def _what_was_run(study: Study) -> str:
         "random seed": f"{config.random_seed} (one run: what another seed gives is not known)",
         "commit": trained["commit"],
         "machine": trained["machine"],
+        "trained in": _computed(adapters),
         "last model trained": trained["made_at"],
         "versions": ", ".join(f"{k} {v}" for k, v in trained["versions"].items()),
     }
     cells = "".join(f"<tr><td>{escaped(k)}</td><td>{escaped(v)}</td></tr>" for k, v in rows.items())
     return f'<div class="wide"><table class="plain">{cells}</table></div>'
+
+
+def _computed(adapters: list[dict]) -> str:
+    """Types, devices and optimizers of all trainings; studies of earlier versions did not say."""
+    told = [f"{a['dtype']} on {a['device']}, {a['optimizer']}" for a in adapters if "dtype" in a]
+    return "; ".join(dict.fromkeys(told)) or "not recorded"
 
 
 def _sizes(study: Study) -> str:

@@ -24,9 +24,10 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +115,13 @@ class TrainingRun:
     log: list[Row]  # the rows of training.jsonl, and the seconds of each step
     first_loss: float | None = None  # of DPO, before any step and without dropout
     earlier_seconds: float = 0.0  # of them, those of interrupted runs
+    computed: Row = field(default_factory=dict)  # device, dtype, optimizer: what `auto` meant
 
     def record(self) -> Row:
         """What the manifest keeps of it."""
         names = ("steps", "examples", "left_out", "read", "tokens", "trained_tokens")
-        return {name: getattr(self, name) for name in (*names, "earlier_seconds")}
+        found = {name: getattr(self, name) for name in (*names, "earlier_seconds")}
+        return found | self.computed
 
 
 # --- examples as tokens ------------------------------------------------------------------------
@@ -304,6 +307,14 @@ def _new_adapter(base: torch.nn.Module, cfg: Model, task: str = "CAUSAL_LM") -> 
         target_modules=cfg.lora_targets,
         task_type=task,
     )
+    head = base.get_output_embeddings() if task == "CAUSAL_LM" else None
+    heads = {name for name, module in base.named_modules() if module is head}
+    if not isinstance(cfg.lora_targets, str) and heads & set(cfg.lora_targets):
+        raise SrkitError(
+            f"model.lora_targets = {cfg.lora_targets} names the output layer ({', '.join(heads)}), "
+            "which is trained by nothing here: losses read its weights as they are. Leave it out; "
+            "all-linear takes all linear layers but this one."
+        )
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
@@ -324,7 +335,6 @@ def _arguments(
     """Settings in TRL's words. What is not said here is TRL's default (AdamW without decay)."""
     device, dtype = placement(cfg)
     micro, accumulated = shared_batch(settings)
-    auto = "paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused"
     arguments = kind(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=settings.epochs,
@@ -334,7 +344,7 @@ def _arguments(
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.final_learning_rate_ratio},
         warmup_steps=settings.warmup_steps,
-        optim=auto if settings.optimizer == "auto" else settings.optimizer,
+        optim=_computed(cfg, settings)["optimizer"],
         activation_checkpointing=settings.gradient_checkpointing,
         bf16=dtype == torch.bfloat16,  # TRL's default is bfloat16, on a CPU too
         fp16=dtype == torch.float16,
@@ -356,6 +366,14 @@ def _arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # the model is on the first GPU; the trainer would refuse the others
     return arguments
+
+
+def _computed(cfg: Model, settings: Sft | Dpo) -> dict[str, str]:
+    """What `auto` means here; a checkpoint that was computed otherwise is not continued."""
+    device, dtype = placement(cfg)
+    auto = "paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused"
+    optimizer = auto if settings.optimizer == "auto" else settings.optimizer
+    return {"device": device, "dtype": str(dtype).split(".")[1], "optimizer": optimizer}
 
 
 def _trainer(
@@ -390,6 +408,7 @@ def _train(
         f"{section}.gradient_checkpointing=true or lower {section}.max_tokens, with --set and "
         "--change."
     )
+    computed = _computed(cfg, settings)
     with quiet_and_deterministic(), writing(folder), needed("training", advice):
         start = _adapter_values(policy.model)
         with (fast_layers if kind is RewardSteps else fast_training)(policy.model):
@@ -397,8 +416,9 @@ def _train(
             _restore(policy.model, start)
             first_loss = _check_start(trainer, start) if kind is DpoSteps else None
             trainer.remove_callback(PrinterCallback)
-            checkpoint = first(lambda: _last_checkpoint(folder / "checkpoints"))
-            with closing(Progress()) as progress:  # whatever is said next has a line of its own
+            mark = ", ".join(computed.values())
+            checkpoint = first(lambda: _last_checkpoint(folder / "checkpoints", mark))
+            with closing(Progress(mark)) as progress:  # whatever is said next has a line of its own
                 trainer.add_callback(progress)
                 trainer.train(resume_from_checkpoint=checkpoint)
         log = _log_rows(trainer.state.log_history)
@@ -414,7 +434,9 @@ def _train(
     gc.collect()
     read = sum(row_lengths(row)[1] for row in rows) if kind is DpoSteps else 0
     used = (len(rows), given - len(rows), read)
-    return TrainingRun(steps, *used, *counts, seconds, log, first_loss, earlier)
+    if computed["device"] == "cuda":
+        computed["device"] = torch.cuda.get_device_name()
+    return TrainingRun(steps, *used, *counts, seconds, log, first_loss, earlier, computed)
 
 
 def _save(policy: Policy, log: list[Row], folder: Path) -> None:
@@ -492,10 +514,17 @@ def _check_end(model: PeftModel, start: dict[str, torch.Tensor], log: list[Row])
         raise SrkitError("Training did not change the adapter: check learning_rate and epochs.")
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end."""
+def _last_checkpoint(folder: Path, mark: str) -> str | None:
+    """The newest checkpoint that was written to its end, and computed as this run computes.
+
+    If there is none, what lies there is removed: the trainer would keep it instead of its own.
+    """
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
-    return next((str(p) for p in found if (p / WHOLE).exists()), None)
+    for checkpoint in found:
+        if (checkpoint / WHOLE).exists() and (checkpoint / WHOLE).read_text("utf-8") == mark:
+            return str(checkpoint)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def _log_rows(history: list[Row]) -> list[Row]:

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from srkit.config import Dpo, Sft
 
 Row = dict[str, Any]
-WHOLE = "whole"  # a file in a checkpoint whose other files are on the disk, come a power cut
+# A file in a checkpoint whose other files are on the disk, come a power cut: how it was computed.
+WHOLE = "whole"
 
 
 # --- rows and their order ------------------------------------------------------------------------
@@ -90,6 +91,9 @@ class Progress(TrainerCallback):
 
     bar: tqdm | None = None
 
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.bar = tqdm(
             total=state.max_steps,
@@ -113,7 +117,7 @@ class Progress(TrainerCallback):
         if rank() == 0:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             sync_files(checkpoint)
-            write_atomically(checkpoint / WHOLE, "")
+            write_atomically(checkpoint / WHOLE, self.mark)
 
     def close(self) -> None:
         if self.bar is not None:

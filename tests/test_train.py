@@ -227,6 +227,18 @@ def test_unknown_lora_targets_name_the_legal_ones(tmp_path):
         train_sft(cfg, EXAMPLES, SFT, tmp_path / "M1", 0)
 
 
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"]])
+def test_the_output_layer_is_no_target(targets, tmp_path):
+    model = TINY.model_copy(update={"lora_targets": targets})
+    with pytest.raises(SrkitError, match="names the output layer"):
+        train_sft(model, EXAMPLES, SFT, tmp_path / "M1", SEED)
+
+
+def test_a_training_says_how_it_was_computed(m1):
+    told = {"device": "cpu", "dtype": "float32", "optimizer": "adamw_torch_fused"}
+    assert m1[1].record() | told == m1[1].record()
+
+
 def test_a_loss_that_explodes_is_reported():
     log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}]
     with pytest.raises(SrkitError, match="stopped being a number at step 2"):
@@ -489,16 +501,26 @@ def test_another_seed_trains_another_adapter(m1, tmp_path):
 
 
 def test_the_last_whole_checkpoint_is_taken(tmp_path):
-    assert train._last_checkpoint(tmp_path) is None
-    for step in (2, 4, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert train._last_checkpoint(tmp_path) is None, "any of them may be torn"
-    for step in (2, 4):
-        (tmp_path / f"checkpoint-{step}" / train.WHOLE).touch()
-    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    (tmp_path / "checkpoint-10" / train.WHOLE).touch()
-    assert train._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    folder = tmp_path / "checkpoints"
+
+    def checkpoint(step: int, mark: str | None) -> str:
+        path = folder / f"checkpoint-{step}"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "trainer_state.json").write_text("{}")
+        if mark is not None:
+            (path / train.WHOLE).write_text(mark)
+        return str(path)
+
+    assert train._last_checkpoint(folder, "cpu") is None
+    checkpoint(2, "cpu")
+    fourth = checkpoint(4, "cpu")
+    checkpoint(10, None)
+    assert train._last_checkpoint(folder, "cpu") == fourth, "the tenth may be torn"
+    tenth = checkpoint(10, "cuda")
+    assert train._last_checkpoint(folder, "cpu") == fourth, "of another device and optimizer"
+    assert train._last_checkpoint(folder, "cuda") == tenth
+    assert train._last_checkpoint(folder, "float64") is None
+    assert not folder.exists(), "or the trainer would keep those instead of its own"
 
 
 def test_training_needs_no_network_and_prints_nothing(m1, tmp_path, monkeypatch, capsys):
