@@ -37,6 +37,7 @@ ROWS_EACH = 16  # for which it takes another process on a CPU
 CACHE_SHARE = 0.7  # of free memory, for caches and logits
 PREFILL = 1024  # tokens of prompts in one of its forward passes
 HEAD = 2**24  # logits at once in training on a CPU
+TILE = (4096, 32768)  # tokens and words of TRL's tile of logits on a GPU (its chunked_logprob)
 LOGITS = 16  # bytes per row and word of the vocabulary while a token is drawn
 HEAP = {"cpu": 1.75, "cuda": 1.1}  # measured peak over what tensors need, for what comes and goes
 
@@ -260,15 +261,19 @@ def training(
     """While one micro-batch is trained on: `length` tokens a sequence, `labelled` with a loss.
 
     A pair of DPO is a prompt and two answers, and its reference a second adapter. AdamW holds two
-    moments: float32, or 8 bits each. Logits are there three times: themselves, their log-softmax,
-    its gradient, in float32; on a CPU in parts (`srkit.logps`). With checkpointing a layer keeps
-    its input, and one its activations.
+    moments: float32, or 8 bits each. On a CPU logits are there three times, in float32: themselves,
+    their log-softmax, its gradient, in parts (`srkit.logps`); on a GPU TRL holds one tile of them
+    in the computing type, and the gradient of what goes into the output layer in float32. With
+    checkpointing a layer keeps its input, and one its activations.
     """
     pairs = isinstance(settings, Dpo)
     answers = settings.micro_batch * labelled * (2 if pairs else 1)
     tokens = settings.micro_batch * (length - labelled) + answers
     item, adapter = ITEM[dtype], shape.adapter_parameters(model)
-    logits = shape.vocab * answers
+    logits = 3 * 4 * min(shape.vocab * answers, HEAD)
+    if device == "cuda":
+        tile = min(answers, TILE[0]) * min(shape.vocab, TILE[1])
+        logits = tile * item + 4 * shape.hidden * answers
     layer = layer_activations(shape, model.lora_rank, length)
     kept = layer * shape.layers
     if settings.gradient_checkpointing:
@@ -279,7 +284,7 @@ def training(
         weights=weights(shape, item, model.quantization),
         adapter=4 * adapter * (2 if pairs else 1),
         activations=HEAP[device] * kept * item * tokens,
-        logits=3 * 4 * (min(logits, HEAD) if device == "cpu" else logits),
+        logits=logits,
         gradients=4 * adapter,
         optimizer=(2 if eight else 8) * adapter,
     )

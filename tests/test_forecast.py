@@ -59,6 +59,8 @@ def test_training_memory_by_hand():
     assert need.activations == memory.HEAP["cpu"] * 170 * 2 * 4 * 20
     assert need.logits == 3 * 4 * 100 * 2 * 3
     assert (need.adapter, need.gradients, need.optimizer) == (4096, 4096, 8192)
+    on_gpu = memory.training(SMALL, TINY, settings, "cuda", "bfloat16", 10, 3)
+    assert on_gpu.logits == 6 * 100 * 2 + 4 * 8 * 6, "a tile, and the gradient below it"
     saved = settings.model_copy(update={"gradient_checkpointing": True})
     less = memory.training(SMALL, TINY, saved, "cpu", "float32", 10, 3)
     assert less.activations == memory.HEAP["cpu"] * (8 * 2 + 170) * 4 * 20
