@@ -57,7 +57,10 @@ ONCE = ("expected", "pairwise", *SEEDED, "oracle", REWARD_MODEL)
 
 
 def rank_score(rank: int, ranks: int, rubric: str = "additive") -> int:
-    """A score from a human rank: ranks 0 .. ranks-1 spread evenly from the top to 1."""
+    """A score from a human rank: ranks 0 .. ranks-1 spread evenly from the top to 1.
+
+    Scores are whole, so that neighbours share one where there are more ranks than scores.
+    """
     top = SCALES[rubric][1]
     return top if ranks < 2 else round(top - rank * (top - 1) / (ranks - 1))
 
