@@ -311,6 +311,7 @@ def _start(cfg: Model, source: str) -> Any:
     arguments = EngineArgs(
         model=source,
         dtype=str(dtype).removeprefix("torch."),
+        hf_overrides={"head_dtype": "float32"},  # logits, as srkit.linears.exact_head has them
         load_format="safetensors",
         max_model_len=-1,  # the model's own, or less where memory holds no row of that length
         gpu_memory_utilization=_memory_share(device),
