@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,7 +83,7 @@ def study(folder, adapted):
     """As much of a study as an engine asks for; its server is closed afterwards."""
     pytest.importorskip("vllm", reason="needs vLLM: install it as srkit/vllm_engine.py says")
     config = SimpleNamespace(model=Model(name=str(folder), engine="vllm", lora_rank=8))
-    yield SimpleNamespace(config=config, adapter=lambda name: folder.parent / name)
+    yield SimpleNamespace(config=config, adapter=lambda name: folder.parent / name, spent=Counter())
     models.release()
 
 
