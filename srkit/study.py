@@ -64,6 +64,7 @@ class Study:
         self.path, self.config, self.arms = path, config, arms
         # by this process's engines: tokens read, and an endpoint's requests and tokens
         self.spent: Counter[str] = Counter()
+        self._manifest: tuple[bytes, list[Row]] = b"", []  # as it was read last
 
     @classmethod
     def open(
@@ -143,20 +144,23 @@ class Study:
         return model_after(self.config.for_arm(arm), arm, iteration - 1)
 
     def manifest(self) -> list[Row]:
-        """Lines of the manifest, oldest first; a torn last line is left out.
+        """Lines of the manifest, oldest first; a torn last line is left out. Not to be changed.
 
         Raises: SrkitError naming a line that was damaged, or lacks what decides whether a step is
         finished.
         """
         file = self.path / "manifest.jsonl"
-        rows = unsealed(
-            file,
-            "Restore the manifest from a copy, or delete this line: the step that it told of, and "
-            "what depends on it, is then made again.",
-        )
-        for number, row in enumerate(rows, 1):
-            _check_record(row, f"{file}, line {number}")
-        return rows
+        data = file.read_bytes() if file.exists() else b""
+        if data != self._manifest[0]:
+            rows = unsealed(
+                file,
+                "Restore the manifest from a copy, or delete this line: the step that it told of, "
+                "and what depends on it, is then made again.",
+            )
+            for number, row in enumerate(rows, 1):
+                _check_record(row, f"{file}, line {number}")
+            self._manifest = data, rows
+        return self._manifest[1]
 
     def records(self) -> dict[str, Row]:
         """The last manifest line of every step, with its place in the manifest as `line`."""
