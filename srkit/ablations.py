@@ -14,11 +14,11 @@ seed would have come out.
 Surprising decisions: a model is compared with the one that its arm started from, and nothing
 compares two arms' answers directly, so a win rate against the paper's arm is the difference of two
 win rates against the start, and there is none where the starts differ. `own score` is what M_t
-gives its own candidates of iteration t; models that judge by another rubric or method have another
-scale, so they have a level and no difference, and where another judges there is no own score at
-all. `pairs` is the share of prompts that gave one. Seconds and tokens (`costs`) come from the
-manifest, differ from run to run and have no interval; a table that arms share is counted for each,
-as if the arm had been made alone.
+gives its own candidates of iteration t. Models that judge by another rubric or method have another
+scale: their own scores and their accuracy as judges have a level and no difference, which would be
+the rubric's. Where another judges there is no own score at all. `pairs` is the share of prompts
+that gave one. Seconds and tokens (`costs`) come from the manifest, differ from run to run and have
+no interval; a table that arms share is counted for each, as if the arm had been made alone.
 
     python -c "from srkit.ablations import OUTCOMES; print(*OUTCOMES)"
 """
@@ -82,6 +82,7 @@ def compare(
     """
     options = {"resamples": resamples, "seed": seed}
     paper = {run.iteration: run for run in runs if run.arm == PAPER_ARM}
+    starts = {run.model: run for run in runs if not run.arm}
     rows = []
     for run in runs:
         for outcome, tables in sums.items():
@@ -91,7 +92,8 @@ def compare(
             labels = {"arm": run.arm, "iteration": run.iteration, "model": run.model}
             labels |= {"outcome": outcome, "unit": OUTCOMES[outcome]}
             rows.append({**labels, "against": "", **_level(mine, OUTCOMES[outcome], options)})
-            for other, owner in _others(run, paper.get(run.iteration), outcome):
+            start = starts.get(run.start)
+            for other, owner in _others(run, start, paper.get(run.iteration), outcome):
                 if owner in tables:
                     pair = (mine, tables[owner], ("sum", "count"))
                     found = stats.paired_bootstrap(*pair, **options)
@@ -100,20 +102,21 @@ def compare(
     return pd.DataFrame(rows, columns=list(TABLE)).astype(numbers)
 
 
-def _others(run: Run, paper: Run | None, outcome: str) -> list[tuple[str, str]]:
+def _others(run: Run, start: Run | None, paper: Run | None, outcome: str) -> list[tuple[str, str]]:
     """Names of the models to compare with, and whose tables they are measured on."""
     others = []
     # new prompts each iteration; and a win rate is against the start already
-    if run.start and outcome not in (*OF_ITERATION, "win rate"):
+    if start and outcome not in (*OF_ITERATION, "win rate") and _comparable(run, start, outcome):
         others.append((run.start, run.start))
-    if paper is not None and run.arm != PAPER_ARM and _comparable(run, paper, outcome):
+    if paper and run.arm != PAPER_ARM and _comparable(run, paper, outcome):
         others.append((paper.model, paper.owner(outcome)))
     return others
 
 
-def _comparable(run: Run, paper: Run, outcome: str) -> bool:
-    """Whether an outcome is measured alike: own scores by the judge, win rates by the opponent."""
-    same = {"own score": run.scale == paper.scale, "win rate": run.start == paper.start}
+def _comparable(run: Run, other: Run, outcome: str) -> bool:
+    """Whether an outcome is measured alike: judging by the rubric, win rates by the opponent."""
+    same = {"win rate": run.start == other.start}
+    same |= dict.fromkeys(("own score", "judge accuracy"), run.scale == other.scale)
     return same.get(outcome, True)
 
 

@@ -7,7 +7,7 @@ says the same in one number. Agreement: mean Kendall's tau-b per prompt of two m
 which CREAM (arXiv 2410.12735) measures whether M_t and M_(t-1) judge alike, and the share of pairs
 that both order alike.
 
-Surprising decisions: parts hold equally many pairs, since scales differ from judge to judge; pairs
+Surprising decisions: parts hold about as many pairs, since scales differ from judge to judge; pairs
 with equal scores are no part, for they make no claim. The fit has no intercept: without a
 difference there is no better one. Its slope is per standard deviation of the judge's own
 differences, so that judges can be set side by side; and it is drawn a little towards 0

@@ -90,7 +90,8 @@ CAPTIONS = {
     "whose lengths differ by at most so much.",
     "data_map": "What the models are trained on (paper Fig. 6): IFT, EFT and the self-made data.",
     "prompt_novelty": "How near prompts come to the nearest one of the seed, of earlier iterations "
-    "and of the test prompts; IFT and EFT against themselves say what is usual.",
+    "and of the test prompts, and IFT and EFT to the rest of themselves. Among more prompts (their "
+    "number is in brackets) a near one is found more easily: compare bars of the same number only.",
     "prompt_topics": "What prompts are about, by k-means over all of them, and how far the "
     "self-made ones have drifted, beside what chance gives.",
     "breakdown_task": "Answers by task, beside the paper's Fig. 4. Pale groups are too small to "
@@ -106,8 +107,9 @@ CAPTIONS = {
     "unchanged), and what became of the feedback.",
     "ablations": "What each arm changes by its last iteration: against the model it started from, "
     "or, where the title does not say so, as it is. Full marks differ from the paper's arm (95 % "
-    "interval of the paired difference without zero), hollow ones are not told from it. Squares "
-    "are controls; the grey band is random-judge's interval: a change of that size, coins made.",
+    "interval of the paired difference without zero), hollow ones are not told from it, ticks were "
+    "not compared with it (another rubric, another start, other prompts, a cost). Squares are "
+    "controls; the grey band is random-judge's interval: a change of that size, coins made.",
     "gain_per_token": "What each arm gained from where it started, per million tokens that went "
     "through the model to make it, and which tokens these were: written, read, trained on.",
     "judge_probes": "The worst-ranked held-out answers judged again in other dresses, none of "

@@ -9,11 +9,15 @@ contains nothing-changed is reported as not shown.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pandas as pd
 
 from srkit import ablations, benchmarks, blind_spots, metrics, overoptimisation, refine
 from srkit.headtohead import MATCH
-from srkit.plan import PAPER_ARM, SEEDED
+from srkit.plan import PAPER_ARM, REWARD_MODEL, SEEDED
+from srkit.probes import CONTROL
 from srkit.reward_accuracy import LENGTH_ALONE
 from srkit.rows import Row
 from srkit.study import Study
@@ -35,7 +39,7 @@ def findings(study: Study) -> dict[str, list[str]]:
     wins, texts = tables("win_rates"), tables("data_distribution")
     told = {
         "Does the judge get better?": [
-            *_judging(accuracy["accuracy"], study.config.judge.method),
+            *_judging(accuracy["accuracy"], partial(_writes, study)),
             *_changes(accuracy["differences"]),
             *_calibration(table("reward_accuracy", "calibration_slopes")),
             *_agreement(table("reward_accuracy", "agreement")),
@@ -95,7 +99,14 @@ def _left_out(study: Study) -> list[str]:
     return [words] if len(told) < len(models) else []
 
 
-def _judging(table: pd.DataFrame, method: str) -> list[str]:
+def _writes(study: Study, judge: str) -> bool:
+    """Whether a judge writes its judgements: probabilities and rewards are read, and always are."""
+    arm = judge.rpartition("/")[0]
+    config = study.config.for_arm(arm) if arm else study.config
+    return config.judge.method == "sampled" and judge != REWARD_MODEL
+
+
+def _judging(table: pd.DataFrame, writes: Callable[[str], bool]) -> list[str]:
     """How right each judge is, and how many of the judgements that it wrote could be read."""
     rows = table[table["metric"] == "pairwise_accuracy"].set_index("model")
     parsed = table[table["metric"] == "parse_rate"].set_index("model", drop=False)
@@ -108,7 +119,7 @@ def _judging(table: pd.DataFrame, method: str) -> list[str]:
             f"As a judge, {model} orders {rate(row)} of the untied held-out pairs as the seed "
             f"does: {verdict}."
         )
-        if method != "expected":  # read from probabilities, which always parse
+        if writes(model):
             told[-1] += f" Of its judgements {rate(parsed.loc[model].to_dict())} parse."
     return told
 
@@ -164,9 +175,11 @@ def _ways(table: pd.DataFrame) -> list[str]:
             if (verdict := _against(row, 0, "better", "worse", ""))
         ]
         said = "; ".join(shown) or "no difference shown"
+        if shown:
+            said += f" ({len(known) / 20:.1g} would be by chance alone)"
         told.append(
             f"{of} judging in {len(group)} other ways, against {paper}, of which "
-            f"{len(known)} could be compared: {said}."
+            f"{len(known)} could be compared, each on the pairs that it tells apart: {said}."
         )
     return told
 
@@ -328,7 +341,9 @@ def _difference(row: Row) -> str:
 def _lengths(table: pd.DataFrame) -> list[str]:
     rows = table[table["unit"] == "characters"].to_dict("records")
     each = ", ".join(
-        f"{row['model']} {row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]" for row in rows
+        f"{row['model']} {row['value']:.0f} "
+        + ("[no interval]" if pd.isna(row["low"]) else f"[{row['low']:.0f}, {row['high']:.0f}]")
+        for row in rows
     )
     return [f"Mean answer length in characters: {each}."] if rows else []
 
@@ -396,6 +411,8 @@ def _probes(table: pd.DataFrame) -> list[str]:
         if beats:
             first, most = beats[0], max(beats, key=lambda row: row["value"])
             words += f". They score above the best-ranked answer in {rate(first)} {first['kind']}"
+            for control in (row for row in beats if row["kind"] == CONTROL):
+                words += f", in {rate(control)} with a {CONTROL}"
             words += f", most often in {rate(most)} ({most['kind']})"
         told.append(f"{words}.")
     return told

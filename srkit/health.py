@@ -17,6 +17,7 @@ import pandas as pd
 
 from srkit import stats
 from srkit.config import Config, Judge, SrkitError
+from srkit.plan import REWARD_MODEL
 from srkit.reward_accuracy import JUDGEMENTS, mean_scores
 
 HISTOGRAM = ("name", "score", "count", "share", "judgements", "parse_rate")
@@ -101,8 +102,9 @@ def health_warnings(health: dict[str, Any], settings: Judge) -> list[str]:
     if parsed is not None and parsed < settings.min_parse_rate:
         limit = f"judge.min_parse_rate = {settings.min_parse_rate:.0%}"
         found.append(f"only {parsed:.0%} of its judgements end with a score ({limit})")
-    # expected scores are fractions: that they round alike says nothing, the flat rate does
-    if settings.method == "sampled" and modal is not None and modal > settings.max_modal_share:
+    # fractions (expected scores, rewards) may well round alike: that the flat rate would show
+    whole = settings.method == "sampled" and settings.source != REWARD_MODEL
+    if whole and modal is not None and modal > settings.max_modal_share:
         limit = f"judge.max_modal_share = {settings.max_modal_share:.0%}"
         found.append(f"{modal:.0%} of its scores are the same ({limit})")
     if flat is not None and flat > settings.max_flat_rate:

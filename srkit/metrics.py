@@ -37,7 +37,7 @@ from srkit import (
     successors,
     ways,
 )
-from srkit.config import SrkitError
+from srkit.config import Config, SrkitError
 from srkit.plan import (
     SEED_MODELS,
     SEEDED,
@@ -99,18 +99,28 @@ def iterations(study: Study) -> list[str]:
 
 def runs(study: Study) -> list[ablations.Run]:
     """The seed models, of which arms start from one, then every iteration of every arm."""
-    found = [ablations.Run("", 0, model) for model in SEED_MODELS]
+    scale = _scale(study.config)
+    found = [ablations.Run("", 0, model, scale=scale) for model in SEED_MODELS]
     rounds = range(1, study.config.iterations + 1)
     for arm in study.arms:
         config = study.config.for_arm(arm)
-        scale = f"{config.judge.rubric}, {config.judge.method}"
         found += [
             ablations.Run(
-                arm, t, model_after(config, arm, t), config.start, f"{arm}/iter-{t}", scale
+                arm,
+                t,
+                model_after(config, arm, t),
+                config.start,
+                f"{arm}/iter-{t}",
+                _scale(config),
             )
             for t in rounds
         ]
     return found
+
+
+def _scale(config: Config) -> str:
+    """What the scores of a model's judgements are on; of others no differences are taken."""
+    return f"{config.judge.rubric}, {config.judge.method}"
 
 
 def make_reward_accuracy(study: Study) -> Tables:
@@ -118,11 +128,11 @@ def make_reward_accuracy(study: Study) -> Tables:
 
     The frozen reward model of an arm that has one is a judge beside them.
 
-    Tables: `accuracy`, `differences` (paired, each model against the one before it, a frozen judge
-    against where the arms start), `histogram`
+    Tables: `accuracy`, `differences` (paired, each model against the one before it, unless that
+    judges by another rubric or method; a frozen judge against where the arms start), `histogram`
     and `health` of the judgements of held-out responses and of each iteration's candidates;
-    `calibration`, `calibration_slopes` and `agreement` (each model with the one before it); of the
-    models that judge in several ways `ways`, `ways_differences` and `ways_costs`.
+    `calibration`, `calibration_slopes` and `agreement` (the same pairs of models); of the models
+    that judge in several ways `ways`, `ways_differences` and `ways_costs`.
     """
 
     def compute() -> Tables:
@@ -131,9 +141,8 @@ def make_reward_accuracy(study: Study) -> Tables:
         rankings, judged = study.frame("seed/eft_eval"), _tables(study, judges, "judgements")
         loops = _tables(study, iterations(study), "judgements")
         options, everything = _options(study), {**judged, **loops}
-        steps = [pairwise(model_names(study.config.for_arm(a), a)) for a in study.arms]
         asked = _tables(study, _with(study, "ways"), "ways")
-        changes = list(dict.fromkeys((after, before) for s in steps for before, after in s))
+        changes = _changes(study)
         pairs = [*changes, *((judge, study.config.start) for judge in frozen)]
         return {
             "accuracy": reward_accuracy.accuracy_table(rankings, judged, **options),
@@ -149,6 +158,18 @@ def make_reward_accuracy(study: Study) -> Tables:
         }
 
     return _make(study, "reward_accuracy", compute)
+
+
+def _changes(study: Study) -> list[tuple[str, str]]:
+    """Each model with the one before it, where both judge by the same rubric and method."""
+    found = []
+    for arm in study.arms:
+        config = study.config.for_arm(arm)
+        other = _scale(config) != _scale(study.config)
+        for before, after in pairwise(model_names(config, arm)):
+            if not (other and before in SEED_MODELS and after not in SEED_MODELS):
+                found.append((after, before))
+    return list(dict.fromkeys(found))
 
 
 def ways_costs(study: Study) -> pd.DataFrame:

@@ -2,10 +2,11 @@
 
 The worst-ranked held-out answers are judged again in other dresses (`KINDS`): padded, apologised
 for, made into a list, made confident and wrong, repeated, flattering, with a score line inside. No
-text gets better by any of them, so a score that rises, or a bad answer that then beats the
-best-ranked one to the same prompt, is a fault of the judge, whatever the judge itself thinks of it:
-nothing here asks a model for its opinion of a model. An answer that says nothing but that it is
-good stands for the constant ones that win against some judges (Zheng et al. 2024, 2410.07137).
+text gets better by any of them (but a wrong one that is made to say the opposite may), so a score
+that rises, or a bad answer that then beats the best-ranked one to the same prompt, is a fault of
+the judge, whatever the judge itself thinks of it: nothing here asks a model for its opinion of a
+model. An answer that says nothing but that it is good stands for the constant ones that win against
+some judges (Zheng et al. 2024, 2410.07137).
 
 Surprising decisions:
 - Two kinds add a text without a purpose. `CONTROL` says how much any added sentence moves the

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from srkit import ablations, differences, health, metrics, strength
-from srkit.config import Config
+from srkit.config import Config, Judge
 from srkit.drawings import CAPTIONS, ablation_outcomes, draw_figures
 from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
@@ -234,8 +234,10 @@ def _arms(study: Study) -> str:
     words = ablations.summary(ablation_outcomes(study))
     note = (
         "After the last iteration, with 95 % intervals; a star where the paired difference from "
-        "the paper's arm has an interval without zero. Own score and pairs are of the candidates "
-        "that the last iteration was trained on; seconds and tokens are of all iterations."
+        "the paper's arm has an interval without zero (own scores and judge accuracies by another "
+        "rubric or method, and win rates from another start, are not compared). Own score and "
+        "pairs are of the candidates that the last iteration was trained on; seconds and tokens "
+        "are of all iterations."
     )
     return f"<p>{note}</p>{_table(words)}"
 
@@ -264,7 +266,7 @@ def _steps(study: Study) -> str:
             "rows": records[name].get("rows"),
             "seconds": records[name]["seconds"],
             "tokens": records[name].get("tokens"),
-            "peak MB": records[name]["peak_memory_mb"].get("cpu"),
+            "peak MB": max(records[name]["peak_memory_mb"].values()),
             "sha256": next(iter(records[name]["outputs"].values()))[:12],
         }
         for name in study.steps
@@ -289,9 +291,15 @@ def _health(study: Study) -> str:
         f"{name}: {warning}"
         for name in names
         for warning in health.health_warnings(
-            health.judge_health(study.frame(f"{name}/judgements")), study.config.judge
+            health.judge_health(study.frame(f"{name}/judgements")), _judge(study, name)
         )
     ]
     said = "; ".join(warned) or "All judges are within the limits of the settings."
     columns = ["name", "judgements", "mean_score", "parse_rate", "modal_share", "tie_rate"]
     return f"<p>{escaped(said)}</p>{_table(table[[*columns, 'flat_rate']])}"
+
+
+def _judge(study: Study, name: str) -> Judge:
+    """The settings by which a model judged the held-out responses, or an iteration was judged."""
+    arm = name.rpartition("/")[0].partition("/")[0]
+    return study.config.for_arm(arm).judge if arm else study.config.judge

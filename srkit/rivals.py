@@ -78,7 +78,7 @@ SAME = {"constraints met": "constraints stated", "oracle's score": "oracle's sco
 def beside(outcomes: pd.DataFrame, outcome: str, refined: pd.DataFrame) -> pd.DataFrame:
     """`WAYS` with one outcome of `ablations.compare`, of the last iteration, in three columns.
 
-    value, low, high: of seed models their level; of arms the paired difference from where they
+    value, low, high, n: of seed models their level; of arms the paired difference from where they
     started; of refined answers and the best of N (`refine.ways_table`, of M1) that from its one
     answer. NaN where the study has no such arm, or refines nothing.
     """
@@ -93,4 +93,4 @@ def beside(outcomes: pd.DataFrame, outcome: str, refined: pd.DataFrame) -> pd.Da
     kept = kept[(kept["against"] == refine.ONE) & kept["way"].isin((refine.BEST, refine.REFINED))]
     parts = [levels[levels["key"].isin(SEED_MODELS)], changes, kept.assign(key=kept["way"])]
     known = pd.concat(parts).set_index("key")
-    return WAYS.join(known[["value", "low", "high"]], on="in a study")
+    return WAYS.join(known[["value", "low", "high", "n"]], on="in a study")

@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau, norm, spearmanr
+from scipy.optimize import brentq
+from scipy.stats import binom, kendalltau, norm, spearmanr
 from scipy.stats import t as student
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
-from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
@@ -214,15 +214,20 @@ def logistic(
 def smallest_shown(n: int, ties: float = 0.0, power: float = 0.8) -> float | None:
     """The smallest win rate above a half (ties half) that n prompts can show.
 
-    Shown: a two-sided test at 5 % finds it with probability `power`; `ties` is their share, of
-    which a win rate learns nothing. None where not even winning every decided prompt would do.
+    Shown: the exact two-sided sign test at 5 % finds it with probability `power`; `ties` is their
+    share, of which a win rate learns nothing. None where not even winning every decided prompt
+    would do: of fewer than six.
     """
-    decided = n * (1 - ties)
-    if decided < 1:
+    decided = round(n * (1 - ties))
+    lost = int(binom.ppf(0.025, decided, 0.5))
+    lost -= binom.cdf(lost, decided, 0.5) > 0.025  # the most that may be lost, or won
+    if lost < 0:
         return None
-    # Cohen's h, the difference of two shares on the scale of 2 arcsin sqrt(p)
-    h = NormalIndPower().solve_power(nobs1=decided, alpha=0.05, power=power, ratio=0)
-    return 0.5 + (1 - ties) * math.sin(h) / 2 if h <= math.pi / 2 else None
+
+    def missing(p: float) -> float:
+        return power - binom.sf(decided - lost - 1, decided, p) - binom.cdf(lost, decided, p)
+
+    return ties / 2 + (1 - ties) * brentq(missing, 0.5, 1)
 
 
 def _correlate(x: pd.Series, y: pd.Series) -> tuple[float, float, int]:

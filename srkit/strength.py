@@ -80,7 +80,7 @@ def bradley_terry(comparisons: pd.DataFrame, reference: str = "baseline") -> pd.
     Without the reference among the models, the first of them is. Columns: referee, left (the
     model), right (the reference), measure ("strength"), value, se, low, high (95 %), n (its
     verdicts). The reference has value 0 and no interval; a model that no chain of comparisons
-    connects with it has no value.
+    connects with it has no value, and a referee that only ties gives no interval.
     """
     table = verdicts(comparisons).dropna(subset="verdict")
     parts = [_strengths(games, reference) for _, games in table.groupby("referee", sort=False)]
@@ -170,6 +170,8 @@ def _strengths(games: pd.DataFrame, reference: str) -> pd.DataFrame:
     fit = stats.logistic(design, won, prompts, prior) if len(linked) > 1 else pd.DataFrame()
     table = table.join(fit.reindex(columns=["value", "se", "low", "high"]), on="left")
     table.loc[table["left"] == reference, "value"] = 0.0
+    if (won == 0.5).all():  # as many coins as verdicts would have an interval: there was none
+        table.loc[:, ["se", "low", "high"]] = np.nan
     return table
 
 

@@ -11,7 +11,7 @@ from srkit.constraints import parse
 
 PROMPTS = ["p1", "p2", "p3", "p4"]
 RUNS = [
-    Run("", 0, "M1"),
+    Run("", 0, "M1", scale="additive"),
     Run("self-rewarding", 1, "self-rewarding/M2", "M1", "self-rewarding/iter-1", "additive"),
     Run("nll", 1, "nll/M2", "M1", "nll/iter-1", "additive"),
     Run("oracle", 1, "oracle/M2", "M1", "oracle/iter-1", "other"),
@@ -70,6 +70,15 @@ def test_own_scores_of_another_scale_have_no_difference():
     assert "M1" not in set(table["against"]), "new prompts: nothing to pair with"
 
 
+def test_judges_by_another_rubric_have_an_accuracy_and_no_difference():
+    """It would be the rubric's: M1 by that rubric may well be as right as the arm's M3."""
+    models = ("M1", "self-rewarding/M2", "nll/M2", "oracle/M2")
+    table = compare(RUNS, {"judge accuracy": {m: frame(1, 0, 1) for m in models}}, resamples=50)
+    against = table.groupby("arm")["against"].agg(set).to_dict()
+    assert against["oracle"] == {""}
+    assert against["nll"] == {"", "M1", "self-rewarding/M2"}
+
+
 def test_a_win_rate_is_against_the_start_already():
     wins = {"self-rewarding/M2": frame(1, 0.5, 0, 0.5), "nll/M2": frame(1, 1, 0.5, 0.5)}
     table = compare(RUNS, {"win rate": wins}, resamples=50)
@@ -90,8 +99,9 @@ def test_win_rates_against_other_opponents_are_not_subtracted():
 
 
 def test_without_the_papers_arm_changes_from_the_start_are_left():
-    table = compare(RUNS[2:], {"length": {"M1": frame(1, 2), "nll/M2": frame(2, 4)}})
-    assert list(table["against"]) == ["", "M1"]
+    runs = [RUNS[0], *RUNS[2:]]
+    table = compare(runs, {"length": {"M1": frame(1, 2), "nll/M2": frame(2, 4)}})
+    assert list(table["against"]) == ["", "", "M1"]
     assert list(compare([], {}).columns) == list(ablations.TABLE)
 
 

@@ -366,7 +366,7 @@ def test_training_curves_show_ln_2_for_dpo_only(drawn):
     assert [axes.get_title() for axes in dpo.axes] == [
         "Loss",
         "Reward accuracy on the batch",
-        "Log-probability",
+        "Log-probability (dashed: rejected)",
     ]
     levels = [line.get_ydata()[0] for line in dpo.axes[0].lines if line.get_linestyle() == ":"]
     assert levels == [math.log(2)]

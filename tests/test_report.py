@@ -39,12 +39,25 @@ def test_a_judge_is_called_better_only_where_its_interval_says_so(low, high, tol
         {"model": "M1", "metric": "parse_rate", "value": 0.9, "low": 0.8, "high": 1.0},
     ]
     table = pd.DataFrame(rows).assign(n=100)
-    (sentence,) = findings._judging(table, "sample")
+    (sentence,) = findings._judging(table, lambda judge: True)
     parsed = "Of its judgements 90.0 % [80.0, 100.0, n = 100] parse."
     assert sentence.endswith(f"{told}. {parsed}")
     assert "60.0 % [" in sentence
-    (sentence,) = findings._judging(table, "expected")
+    (sentence,) = findings._judging(table, lambda judge: False)
     assert sentence.endswith(f"{told}."), "probabilities always parse"
+
+
+def test_who_writes_judgements_is_the_arms_own_setting(tmp_path):
+    arms = "self-rewarding,judged-once,reward-model"
+    study = Study.open(tmp_path / "many", "cpu", arm=arms)
+    writes = [findings._writes(study, f"{arm}/M2") for arm in study.arms]
+    assert writes == [False, True, False]
+    assert not findings._writes(study, "M1")
+    sampled = Study.open(tmp_path / "sampled", "cpu", "judge.method=sampled", "reward-model")
+    assert findings._writes(sampled, "M1")
+    assert not findings._writes(sampled, "reward-model"), "the frozen one"
+    assert report._judge(study, "judged-once/iter-1").method == "sampled"
+    assert report._judge(study, "M1").method == "expected"
 
 
 def test_of_many_arms_sentences_are_about_the_papers_and_the_controls(tmp_path):

@@ -141,7 +141,7 @@ def test_nothing_but_ties_shows_nothing_and_says_so():
     assert table.loc["win_rate_decided", "n"] == 0
     assert np.isnan(table.loc["win_rate_decided", "value"])
     assert strengths.loc["M2", "value"] == pytest.approx(0)
-    assert strengths.loc["M2", "high"] > 0.5
+    assert np.isnan(strengths.loc["M2", "high"]), "nothing was compared but coins"
     power = strength.power_table(headtohead.head_to_head(games([0.5] * 32)))
     assert power.loc[power["referee"] == "R", "win_rate"].isna().all()
 
@@ -241,18 +241,21 @@ def test_each_referee_has_strengths_of_its_own():
 
 
 def test_what_n_prompts_can_show_by_hand():
-    # 256 prompts, no ties: h = (1.960 + 0.842) / 16, and sin(h) / 2 above a half
-    assert stats.smallest_shown(256) == pytest.approx(0.5 + math.sin(2.8016 / 16) / 2, abs=1e-4)
+    # of six all have to be won (2 / 64 < 5 %), which 0.8 = p ** 6 + (1 - p) ** 6 does
+    assert stats.smallest_shown(6) == pytest.approx(0.8 ** (1 / 6), abs=1e-4)
+    # 256 prompts, no ties: near h = (1.960 + 0.842) / 16, and sin(h) / 2 above a half (Cohen)
+    assert stats.smallest_shown(256) == pytest.approx(0.5 + math.sin(2.8016 / 16) / 2, abs=0.01)
     # half of them ties: as 128 decided prompts, and the win rate moves half as far
     above = stats.smallest_shown(128) - 0.5
     assert stats.smallest_shown(256, ties=0.5) == pytest.approx(0.5 + above / 2)
     assert stats.smallest_shown(256, ties=1.0) is None
-    assert stats.smallest_shown(3) is None
+    assert stats.smallest_shown(5) is None, "2 / 32 > 5 %"
+    assert stats.smallest_shown(40, ties=0.875) is None
 
 
-@pytest.mark.parametrize("n", [64, 128, 256])
+@pytest.mark.parametrize("n", [6, 9, 32, 64, 128, 256])
 def test_power_is_what_an_exact_sign_test_has(n):
-    assert 0.70 <= slow.sign_test_power(n, stats.smallest_shown(n)) <= 0.85
+    assert slow.sign_test_power(n, stats.smallest_shown(n)) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_power_table_uses_each_referees_ties_and_names_the_studys_n():

@@ -43,22 +43,24 @@ def ablations(table: pd.DataFrame) -> Figure:
     caption(
         figure,
         f"{words}Bars: 95 % interval by prompt. Full: differs from {PAPER_ARM} (interval of the "
-        "paired difference without zero). Squares: controls; grey band: random-judge's interval. "
-        f"Dotted: {PAPER_ARM}.",
+        "paired difference without zero); hollow: no difference shown; a tick: not compared. "
+        f"Squares: controls; grey band: random-judge's interval. Dotted: {PAPER_ARM}.",
     )
     return figure
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
     outcome, unit = rows["outcome"].iloc[0], rows["unit"].iloc[0]
-    told = set(against_paper(rows)[differs(against_paper(rows))]["arm"])
+    compared = against_paper(rows).dropna(subset="value")
+    told = set(compared[differs(compared)]["arm"])
+    compared = {PAPER_ARM, *compared["arm"]}
     changes = ~rows["against"].str.startswith(f"{PAPER_ARM}/") & (rows["against"] != "")
     drawn = rows[changes] if changes.any() else rows[rows["against"] == ""]
     drawn = drawn.set_index("arm")
     _lines(axes, drawn, outcome, changes.any())
     for place, arm in enumerate(arms):
         if arm in drawn.index:
-            _dot(axes, place, drawn.loc[arm], arm, full=arm in told)
+            _mark(axes, place, drawn.loc[arm], arm, arm in told, arm in compared)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_yticks(range(len(arms)), [f"{a} (control)" if a in CONTROLS else a for a in arms])
     axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
@@ -80,7 +82,7 @@ def _lines(axes: Axes, drawn: pd.DataFrame, outcome: str, change: bool) -> None:
         axes.axvspan(drawn.loc[COINS, "low"], drawn.loc[COINS, "high"], color=FAINT, lw=0)
 
 
-def _dot(axes: Axes, place: int, row: pd.Series, arm: str, full: bool) -> None:
+def _mark(axes: Axes, place: int, row: pd.Series, arm: str, full: bool, compared: bool) -> None:
     colour = COLOURS[0] if arm == PAPER_ARM else "#444444" if arm in CONTROLS else COLOURS[1]
     known = pd.notna(row["low"])
     reach = [[row["value"] - row["low"]], [row["high"] - row["value"]]] if known else None
@@ -88,7 +90,7 @@ def _dot(axes: Axes, place: int, row: pd.Series, arm: str, full: bool) -> None:
         [row["value"]],
         [place],
         xerr=reach,
-        fmt="s" if arm in CONTROLS else "o",
+        fmt="|" if not compared else "s" if arm in CONTROLS else "o",
         color=colour,
         mfc=colour if full or arm == PAPER_ARM else "white",
         elinewidth=1,

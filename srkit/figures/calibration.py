@@ -54,9 +54,9 @@ def judge_calibration(table: pd.DataFrame) -> Figure | None:
     figure.supylabel("pairs ordered right", fontsize=7)
     caption(
         figure,
-        "Difference of scores (points of the judge), each part with equally many pairs, 95 % "
-        "intervals by prompt. A judge whose differences mean something rises to the right; dotted: "
-        "chance.",
+        "Difference of scores (points of the judge), each part with about as many pairs (equal "
+        "differences stay together), 95 % intervals by prompt. A judge whose differences mean "
+        "something rises to the right; dotted: chance.",
     )
     return figure
 

@@ -72,7 +72,7 @@ def judge_probes(table: pd.DataFrame) -> Figure | None:
     figure.legend(handles=handles, loc="outside right upper")
     caption(
         figure,
-        "The worst-ranked held-out answer to a prompt, in other dresses: none makes it better. "
+        "The worst-ranked held-out answer to a prompt, in other dresses that add nothing to it. "
         f"n = {span(table['n'].min(), table['n'].max())} prompts. Bars: 95 % interval by prompt. "
         "Spread: standard deviation of a judge's scores of all held-out answers. "
         f"Grey: the harmless sentence's ({short_labels(models)[models[0]]}).",

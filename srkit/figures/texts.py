@@ -87,7 +87,10 @@ def prompt_novelty(table: pd.DataFrame) -> Figure | None:
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
     panels[-1].xaxis.set_major_formatter(PercentFormatter(1, 0))
-    names = [f"{labels[r.name]}, n = {r.n:,}, to {r.against}" for r in rows.itertuples()]
+    names = [
+        f"{labels[r.name]}, n = {r.n:,}, to {r.against} ({r.references:,})"
+        for r in rows.itertuples()
+    ]
     panels[0].set_yticks(-np.arange(len(rows)), names)
     panels[0].set_ylim(-len(rows) + 0.5, 0.5)
     limit = f"Near-duplicates: ROUGE-L above {distribution.NEAR}."
