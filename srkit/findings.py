@@ -456,7 +456,7 @@ def _own_and_independent(table: pd.DataFrame) -> list[str]:
             f"{row['model']} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
             for row in own
         ]
-        if scores and other:
+        if len(scores) > 1 and other:  # the start alone has not moved
             met = ", ".join(f"{row['model']} {rate(row)}" for row in other)
             told.append(
                 f"Own score of their candidates, arm {arm}: {', '.join(scores)}; the oracle's "

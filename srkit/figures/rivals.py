@@ -37,7 +37,8 @@ def gain_per_token(gains: pd.DataFrame, spent: pd.DataFrame | None = None) -> Fi
 
     `gains` is `costs.gains`, `spent` is `costs.by_arm`.
     """
-    arms = list(dict.fromkeys(gains["arm"]))
+    order = [*(() if spent is None else spent["arm"]), *gains["arm"]]
+    arms = [arm for arm in dict.fromkeys(order) if arm in set(gains["arm"])]
     outcomes = list(dict.fromkeys(gains["outcome"]))
     figure = Plate(figsize=(PAGE, 1.2 + 0.17 * max(len(arms), 3)))
     first, *panels = figure.subplots(1, 1 + len(outcomes), sharey=True)
