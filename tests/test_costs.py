@@ -119,7 +119,7 @@ def test_a_way_stands_beside_its_level_or_its_change():
 
 
 def test_refined_answers_stand_beside_the_one_answer_of_where_arms_start():
-    start = outcome("", "constraints met", "", 0.3, 0) | {"model": "M1"}
+    start = outcome("", "constraints met", "", 0.3, 0) | {"model": "M1", "n": 44}
     rows = [
         ("baseline", refine.REFINED, "constraints stated", refine.ONE, 0.3),
         ("M1", refine.REFINED, "constraints stated", refine.ONE, -0.04),
@@ -129,10 +129,14 @@ def test_refined_answers_stand_beside_the_one_answer_of_where_arms_start():
         ("x/M2", refine.BEST, "constraints stated", refine.ONE, 0.1),
     ]
     refined = pd.DataFrame(rows, columns=["of", "way", "measure", "against", "value"])
-    refined = refined.assign(low=-1.0, high=1.0)
+    refined = refined.assign(low=-1.0, high=1.0, n=8)
     found = rivals.beside(pd.DataFrame([start]), "constraints met", refined)
     known = found.set_index("way")["value"].dropna()
     assert known.to_dict() == {"evaluation fine-tuning": 0.3, "Self-Refine": -0.04}
+    assert found.set_index("way")["n"].dropna().to_dict() == {
+        "evaluation fine-tuning": 44,
+        "Self-Refine": 8,
+    }, "other prompts"
     told = rivals.beside(pd.DataFrame([start]), "length", refined)
     assert told["value"].isna().all(), "lengths have different units"
 
