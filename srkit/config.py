@@ -479,7 +479,8 @@ class Config(Section):
         legal = {"ways_of": trained, "refined_of": trained, "probes_of": [*trained, "all"]}
         for field, names in legal.items():
             if wrong := [name for name in getattr(self.eval, field) if name not in names]:
-                raise ValueError(f"eval.{field}: {shown(wrong[0])}. {legal_names(wrong[0], names)}")
+                told = f"eval.{field}: {shown(wrong[0])}. {legal_names(wrong[0], names)}"
+                raise ValueError(told.removesuffix("."))
         return self
 
     def for_arm(self, arm: str) -> Config:

@@ -64,7 +64,7 @@ class Study:
         self.path, self.config, self.arms = path, config, arms
         # by this process's engines: tokens read, and an endpoint's requests and tokens
         self.spent: Counter[str] = Counter()
-        self._manifest: tuple[bytes, list[Row]] = b"", []  # as it was read last
+        self._manifest: tuple[bytes | None, list[Row]] = None, []  # as it was read last
 
     @classmethod
     def open(
@@ -150,8 +150,8 @@ class Study:
         finished.
         """
         file = self.path / "manifest.jsonl"
-        data = file.read_bytes() if file.exists() else b""
-        if data != self._manifest[0]:
+        data = file.read_bytes() if file.is_file() else None
+        if data is None or data != self._manifest[0]:
             rows = unsealed(
                 file,
                 "Restore the manifest from a copy, or delete this line: the step that it told of, "
