@@ -16,6 +16,7 @@ Surprising decisions:
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,3 +108,12 @@ def _connect() -> None:
     # A day: to wait for another's share of a chunk is no fault, and who dies breaks the connection.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, timeout=timedelta(days=1))
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """At the end of a process: gloo's threads abort one that ends while they run, now and then."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
