@@ -101,9 +101,7 @@ def _left_out(study: Study) -> list[str]:
 
 def _writes(study: Study, judge: str) -> bool:
     """Whether a judge writes its judgements: probabilities and rewards are read, and always are."""
-    arm = judge.rpartition("/")[0]
-    config = study.config.for_arm(arm) if arm else study.config
-    return config.judge.method == "sampled" and judge != REWARD_MODEL
+    return metrics.judged_by(study, judge).method == "sampled" and judge != REWARD_MODEL
 
 
 def _judging(table: pd.DataFrame, writes: Callable[[str], bool]) -> list[str]:

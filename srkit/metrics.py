@@ -37,7 +37,7 @@ from srkit import (
     successors,
     ways,
 )
-from srkit.config import Config, SrkitError
+from srkit.config import Config, Judge, SrkitError
 from srkit.plan import (
     SEED_MODELS,
     SEEDED,
@@ -116,6 +116,12 @@ def runs(study: Study) -> list[ablations.Run]:
             for t in rounds
         ]
     return found
+
+
+def judged_by(study: Study, name: str) -> Judge:
+    """The settings by which a model judged the held-out responses, or an iteration was judged."""
+    arm = name.rpartition("/")[0]
+    return (study.config.for_arm(arm) if arm else study.config).judge
 
 
 def _scale(config: Config) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from srkit import ablations, differences, health, metrics, strength
-from srkit.config import Config, Judge
+from srkit.config import Config
 from srkit.drawings import CAPTIONS, ablation_outcomes, draw_figures
 from srkit.escape import block, escaped, page
 from srkit.figures.style import PAGE
@@ -291,15 +291,9 @@ def _health(study: Study) -> str:
         f"{name}: {warning}"
         for name in names
         for warning in health.health_warnings(
-            health.judge_health(study.frame(f"{name}/judgements")), _judge(study, name)
+            health.judge_health(study.frame(f"{name}/judgements")), metrics.judged_by(study, name)
         )
     ]
     said = "; ".join(warned) or "All judges are within the limits of the settings."
     columns = ["name", "judgements", "mean_score", "parse_rate", "modal_share", "tie_rate"]
     return f"<p>{escaped(said)}</p>{_table(table[[*columns, 'flat_rate']])}"
-
-
-def _judge(study: Study, name: str) -> Judge:
-    """The settings by which a model judged the held-out responses, or an iteration was judged."""
-    arm = name.rpartition("/")[0].partition("/")[0]
-    return study.config.for_arm(arm).judge if arm else study.config.judge

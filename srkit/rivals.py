@@ -76,7 +76,7 @@ SAME = {"constraints met": "constraints stated", "oracle's score": "oracle's sco
 
 
 def beside(outcomes: pd.DataFrame, outcome: str, refined: pd.DataFrame) -> pd.DataFrame:
-    """`WAYS` with one outcome of `ablations.compare`, of the last iteration, in three columns.
+    """`WAYS` with one outcome of `ablations.compare`, of the last iteration, in four columns.
 
     value, low, high, n: of seed models their level; of arms the paired difference from where they
     started; of refined answers and the best of N (`refine.ways_table`, of M1) that from its one

@@ -56,8 +56,8 @@ def test_who_writes_judgements_is_the_arms_own_setting(tmp_path):
     sampled = Study.open(tmp_path / "sampled", "cpu", "judge.method=sampled", "reward-model")
     assert findings._writes(sampled, "M1")
     assert not findings._writes(sampled, "reward-model"), "the frozen one"
-    assert report._judge(study, "judged-once/iter-1").method == "sampled"
-    assert report._judge(study, "M1").method == "expected"
+    assert metrics.judged_by(study, "judged-once/iter-1").method == "sampled"
+    assert metrics.judged_by(study, "M1").method == "expected"
 
 
 def test_of_many_arms_sentences_are_about_the_papers_and_the_controls(tmp_path):
